@@ -18,7 +18,7 @@ LENGTHS, LONG = (8192, 32_768, 65_536), 131_072
 # SGLang would run it on triton instead (0.5.21, `_attention_backend_fa3_fp8_fallback`).
 NOT_TAKEN = ("fa3", "fp8_e5m2")
 # As presift.target.sglang_plugin.support words it.
-QUANTISED = "quantised KV cache"
+QUANTISED, FULL_PREFILL = "quantised KV cache", "full CUDA graphs of the prefill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,6 @@ class Configuration:
     """
 
     name: str
-    why: str
     backend: str | None = None
     cuda_graphs: bool = True
     overlap: bool = True
@@ -62,6 +61,7 @@ class Configuration:
             parts.append(self.kv_type)
         if self.tensor_parallel > 1:
             parts.append(f"TP {self.tensor_parallel}")
+        parts += [f"prefill {backend}" for backend in self.more.values()]
         return ", ".join(parts)
 
     def engine_arguments(self) -> dict[str, Any]:
@@ -72,52 +72,46 @@ class Configuration:
         return arguments | self.more
 
 
-def _quantised(name: str, why: str, backend: str, kv_type: str, **others: Any) -> Configuration:
-    return Configuration(name, why, backend, kv_type=kv_type, refusal=QUANTISED, limit_s=150.0, **others)
-
-
 def timings(shape: str, *, gpus: int, long: bool = False) -> Configuration:
     """Full against spec_kv, on a model of this shape. The small one fits one GPU; the large one is divided over all of
     `gpus`, as far as they are a power of two and not more than its KV heads."""
     ranks = 1 if shape == "8b" else 1 << min(3, max(1, gpus).bit_length() - 1)
     lengths, limit_s = ((*LENGTHS, LONG), 420.0) if long else (LENGTHS, 270.0)
     name = f"timings-{shape}" + ("-128k" if long else "")
-    why = "full against spec_kv"
-    return Configuration(name, why, tensor_parallel=ranks, shape=shape, lengths=lengths, limit_s=limit_s)
+    return Configuration(name, tensor_parallel=ranks, shape=shape, lengths=lengths, limit_s=limit_s)
 
 
 def configurations(timed: Configuration) -> list[Configuration]:
     """All of them, in the order in which they run."""
-    served = [
-        Configuration("flashinfer", "SGLang's default before Hopper, everything on", "flashinfer"),
-        Configuration("fa3", "SGLang's default on Hopper", "fa3", overlap=False),
-        Configuration("fa3-16", "the same as SGLang runs it, with pages", "fa3", page_tokens=16),
+    eager, no_overlap = {"cuda_graphs": False}, {"overlap": False}
+    return [
+        # As SGLang runs by default on Hopper; on older GPUs, but for the overlap; and with the largest pages.
+        Configuration("fa3", "fa3"),
+        Configuration("flashinfer", "flashinfer", **no_overlap),
+        Configuration("triton-64", "triton", page_tokens=64, **no_overlap),
         timed,
-        Configuration("triton-64", "runs on any GPU; the largest pages", "triton", page_tokens=64),
-        Configuration("tp2", "two ranks, each with heads of its own", tensor_parallel=2),
-        Configuration("triton", "nothing that hides a fault", "triton", cuda_graphs=False, overlap=False),
-        Configuration("flashinfer-16", "eager, with overlap", "flashinfer", cuda_graphs=False, page_tokens=16),
-        Configuration("flashinfer-64", "graphs, without overlap", "flashinfer", overlap=False, page_tokens=64),
-        Configuration("fa3-64", "eager, with overlap", "fa3", cuda_graphs=False, page_tokens=64),
-        Configuration("triton-16", "graphs, without overlap", "triton", overlap=False, page_tokens=16),
+        # Each rank has heads of its own.
+        Configuration("tp2", tensor_parallel=2),
+        # The simplest scheduling there is: if only this one passes, graphs or the overlap are at fault.
+        Configuration("triton", "triton", **eager, **no_overlap),
+        # The rest of the nine.
+        Configuration("flashinfer-64", "flashinfer", page_tokens=64),
+        Configuration("fa3-64", "fa3", page_tokens=64, **eager),
+        Configuration("flashinfer-16", "flashinfer", page_tokens=16, **eager),
+        Configuration("fa3-16", "fa3", page_tokens=16, **no_overlap),
+        Configuration("triton-16", "triton", page_tokens=16),
+        # Each backend with each type that it takes.
+        _quantised("fa3-e4m3", "fa3", "fp8_e4m3", page_tokens=16, **eager, **no_overlap),
+        _quantised("flashinfer-e5m2", "flashinfer", "fp8_e5m2", page_tokens=64),
+        _quantised("triton-e4m3", "triton", "fp8_e4m3", page_tokens=64),
+        _quantised("triton-e5m2", "triton", "fp8_e5m2", page_tokens=16, **eager),
+        _quantised("flashinfer-e4m3", "flashinfer", "fp8_e4m3"),
+        _quantised("triton-e5m2-1", "triton", "fp8_e5m2", **no_overlap),
+        # The other CUDA graphs of the prefill; in a replay of the full ones no Python runs.
+        Configuration("piecewise", more={"cuda_graph_backend_prefill": "tc_piecewise"}),
+        Configuration("full-prefill", refusal=FULL_PREFILL, more={"cuda_graph_backend_prefill": "full"}),
     ]
-    quantised = [
-        _quantised("flashinfer-e4m3", "is refused", "flashinfer", "fp8_e4m3"),
-        _quantised("triton-e5m2", "is refused", "triton", "fp8_e5m2", cuda_graphs=False, page_tokens=16),
-        _quantised("fa3-e4m3", "is refused", "fa3", "fp8_e4m3", cuda_graphs=False, overlap=False, page_tokens=16),
-        _quantised("flashinfer-e5m2", "is refused", "flashinfer", "fp8_e5m2", page_tokens=64),
-        _quantised("triton-e4m3", "is refused", "triton", "fp8_e4m3", page_tokens=64),
-        _quantised("triton-e5m2-1", "is refused", "triton", "fp8_e5m2", overlap=False),
-    ]
-    others = [
-        Configuration(
-            "piecewise", "the other CUDA graphs of the prefill", more={"cuda_graph_backend_prefill": "tc_piecewise"}
-        ),
-        Configuration(
-            "full-prefill-graphs",
-            "no Python runs in their replay",
-            refusal="full CUDA graphs of the prefill",
-            more={"cuda_graph_backend_prefill": "full"},
-        ),
-    ]
-    return served + quantised + others
+
+
+def _quantised(name: str, backend: str, kv_type: str, **others: Any) -> Configuration:
+    return Configuration(name, backend, kv_type=kv_type, refusal=QUANTISED, limit_s=150.0, **others)

@@ -113,31 +113,22 @@ def _timings(chosen: Sequence[Configuration], results: dict[str, Result | None])
         if not each.shape or result is None:
             continue
         yield f"{each.name}: {result.get('ran_on', '') or each.summary}"
-        yield f"{'prompt':>8} {'':10}{'first token s':>14}{'of full':>9}{'batch':>7}{'tokens/s':>10}{'of full':>9}" + (
-            f"{'KV held':>9}{'renewals':>10}{'skipped':>9}"
-        )
+        names = ("first token s", "of full", "batch", "tokens/s", "of full", "KV held", "renewals", "skipped")
+        yield f"{'prompt':>8}  {'':10}" + "".join(f"{name:>15}" for name in names)
         for row in result.get("timings", []):
-            yield from _rows(row)
+            if "reason" in row:
+                yield f"{row['tokens']:8}  not measured: {row['reason']}"
+            for side, first in row.get("first_token_s", {}).items():
+                begin = f"{row['tokens']:8}  {side:10}{first:15.3f}{first / row['first_token_s']['full']:15.2f}"
+                for batch in row["decode"]:
+                    yield begin + _decode_cells(batch, side)
+                    begin = " " * len(begin)
 
 
-def _rows(row: Result) -> Iterable[str]:
-    """The lines of one prompt length: each side, at each batch size."""
-    if "reason" in row:
-        yield f"{row['tokens']:8} not measured: {row['reason']}"
-        return
-    for side, first in row["first_token_s"].items():
-        begin = f"{row['tokens']:8} {side:10}{first:14.3f}{first / row['first_token_s']['full']:9.2f}"
-        for batch in row["decode"]:
-            found, full = batch[side], batch["full"]
-            yield (
-                begin
-                + f"{batch['batch']:7}{found['tokens_per_s']:10.1f}"
-                + (
-                    f"{found['tokens_per_s'] / full['tokens_per_s']:9.2f}{found['kv_tokens']:9}"
-                    f"{found['renewals']:10}{found['skipped']:9}"
-                )
-            )
-            begin = " " * len(begin)
+def _decode_cells(batch: Result, side: str) -> str:
+    found, rate = batch[side], batch[side]["tokens_per_s"]
+    counts = "".join(f"{found[name]:15}" for name in ("kv_tokens", "renewals", "skipped"))
+    return f"{batch['batch']:15}{rate:15.1f}{rate / batch['full']['tokens_per_s']:15.2f}{counts}"
 
 
 def _failures(result: Result) -> Iterable[str]:

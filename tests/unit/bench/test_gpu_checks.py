@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from gpu import processes, run
 from gpu.configurations import BACKENDS, KV_TYPES, NOT_TAKEN, PAGES, configurations, timings
+from gpu.one_configuration import Report, _refused
 from gpu.processes import Job
 from gpu.results import FAILED, PASSED, REFUSED, RUNNING, Store, is_failed, table
 
 EVERY = configurations(timings("8b", gpus=1))
 NAMES = [each.name for each in EVERY]
 # In their order.
-FEW = ["flashinfer", "fa3", "timings-8b", "tp2", "triton", "fa3-e4m3"]
+FEW = ["fa3", "flashinfer", "timings-8b", "tp2", "triton", "fa3-e4m3"]
 CHECKED = [each for each in EVERY if each.backend is not None]
 FACTORS = (BACKENDS, (True, False), (True, False), PAGES, KV_TYPES)
 MACHINE = {"gpu": "H200", "gpus": 1, "torch": "2", "sglang": "0.5.21", "rehearse": False}
@@ -205,7 +206,7 @@ def test_without_a_gpu_nothing_is_checked(tmp_path):
 
 
 def test_an_unknown_name_is_refused(command):
-    with pytest.raises(SystemExit, match="--only fa4: no such configuration; there are flashinfer, fa3"):
+    with pytest.raises(SystemExit, match="--only fa4: no such configuration; there are fa3, flashinfer"):
         command({}, "--only", "fa3,fa4")
 
 
@@ -213,17 +214,29 @@ def job(tmp_path, name, source, **others):
     return Job(name, [sys.executable, "-c", source], tmp_path / f"{name}.log", **{"limit_s": 20.0} | others)
 
 
-def test_what_runs_alone_meets_no_other(tmp_path):
-    source = "import sys, time; print(time.time()); time.sleep(0.4); print(time.time())"
-    jobs = [job(tmp_path, name, source, runs_alone=name == "c") for name in "abcde"]
-    processes.run(jobs, 60, 2, lambda ending: None)
-    spans = {each.name: tuple(map(float, each.log.read_text().split())) for each in jobs}
+MEETS = """
+import sys, time
+from pathlib import Path
+print(time.time(), flush=True)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.02)
+print(time.time())
+"""
 
-    def overlap(one, other):
-        return spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
 
-    assert not any(overlap("c", name) for name in "abde")
-    assert overlap("a", "b")
+def test_several_run_at_once_but_what_runs_alone_meets_no_other(tmp_path):
+    def waiting_for(name, other, **others):
+        command = [sys.executable, "-c", MEETS, str(tmp_path / f"{other}.log")]
+        return Job(name, command, tmp_path / f"{name}.log", 20.0, **others)
+
+    jobs = [waiting_for("a", "b"), waiting_for("b", "a"), waiting_for("c", "c", runs_alone=True), waiting_for("d", "a")]
+    endings = []
+    processes.run(jobs, 60, 2, endings.append)
+    assert [ending.code for ending in endings] == [0] * 4
+    begin, end = map(float, (tmp_path / "c.log").read_text().split())
+    for other in "abd":
+        its_begin, its_end = map(float, (tmp_path / f"{other}.log").read_text().split())
+        assert its_end < begin or end < its_begin
 
 
 def test_an_interruption_leaves_no_process(tmp_path):
@@ -307,8 +320,8 @@ def test_the_table(tmp_path):
     def line(*begin):
         return next(words for words in lines if words[: len(begin)] == list(begin))
 
-    assert line("flashinfer")[6:] == ["passed", "ok", "-", "-", "-", "-", "ok", "-", "40"]
-    assert line("fa3")[7:11] == ["not", "run", "FAIL", "-"]
+    assert line("flashinfer")[7:] == ["passed", "ok", "-", "-", "-", "-", "ok", "-", "40"]
+    assert line("fa3")[6:10] == ["not", "run", "FAIL", "-"]
     assert line("fa3-e4m3")[-3:] == ["quantised", "KV", "cache"]
     assert line("8192", "full") == ["8192", "full", "0.500", "1.00", "1", "50.0", "1.00", "8192", "0", "0"]
     assert line("8192", "spec_kv") == ["8192", "spec_kv", "0.600", "1.20", "1", "100.0", "2.00", "1025", "0", "0"]
@@ -334,3 +347,20 @@ def test_a_file_that_is_no_result_counts_as_none(tmp_path):
     assert store.fail("fa3", "why")["status"] == FAILED
     assert is_failed(store.read("fa3"))
     assert os.listdir(tmp_path) == ["fa3.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "full_is_served", "status"),
+    [
+        ("fa3-e4m3", "quantised KV cache", True, REFUSED),
+        ("fa3-e4m3", "quantised KV cache", False, FAILED),
+        ("fa3", "quantised KV cache", True, FAILED),
+        ("fa3-e4m3", "the self-check failed: an answer differs", True, FAILED),
+    ],
+)
+def test_only_an_expected_refusal_is_a_result(tmp_path, name, reason, full_is_served, status):
+    report = Report(tmp_path / "x.json", {"checks": {}})
+    _refused(next(each for each in EVERY if each.name == name), reason, full_is_served, report)
+    written = json.loads((tmp_path / "x.json").read_text())
+    assert written["status"] == status
+    assert reason in written["reason"]
