@@ -274,7 +274,7 @@ def _kept(answer: Answer) -> np.ndarray:
 def _gaps(answer: Answer, expected: np.ndarray) -> list[float]:
     """At each place, by how much the log probabilities of the likeliest tokens differ from those expected."""
     return [
-        max(abs(logprob - expected[place, token]) for token, logprob in each.top)
+        max(abs(logprob - float(expected[place, token])) for token, logprob in each.top)
         for place, each in enumerate(answer.logprobs)
     ]
 

@@ -75,7 +75,9 @@ def is_failed(result: Result | None) -> bool:
 def table(chosen: Sequence[Configuration], store: Store, unable: Mapping[str, str]) -> str:
     """What is known of the `chosen` configurations: checks, times, and what did not run. `unable`: why some cannot."""
     results = {each.name: store.read(each.name) for each in chosen}
-    lines = [*_checks(chosen, results), "", *_timings(chosen, results)]
+    checked = [each for each in chosen if not each.shape]
+    timed = [each for each in chosen if each.shape]
+    lines = [*_checks(checked, results), "", *_timings(timed, results)]
     failed = [name for name, result in results.items() if is_failed(result)]
     done = {name: result["status"] for name, result in results.items() if result and result["status"] != RUNNING}
     lines += ["", f"{len(done)} of {len(chosen)} configurations have run: " + _counts(done.values())]
@@ -88,12 +90,11 @@ def table(chosen: Sequence[Configuration], store: Store, unable: Mapping[str, st
 
 
 def _checks(chosen: Sequence[Configuration], results: dict[str, Result | None]) -> Iterable[str]:
-    width = max((len(each.name) for each in chosen), default=0)
-    options = max((len(each.summary) for each in chosen), default=0)
+    if not chosen:
+        return
+    width, options = max(len(each.name) for each in chosen), max(len(each.summary) for each in chosen)
     yield f"{'':{width}}  {'':{options}}  {'result':8}" + "".join(f"{name:>10}" for name in (*CHECKS, "seconds"))
     for each in chosen:
-        if each.shape:
-            continue
         result = results[each.name] or {}
         status = result.get("status", NOT_RUN)
         cells = [_cell(result.get("checks", {}).get(name)) for name in CHECKS]
@@ -110,9 +111,11 @@ def _cell(check: Result | None) -> str:
 def _timings(chosen: Sequence[Configuration], results: dict[str, Result | None]) -> Iterable[str]:
     for each in chosen:
         result = results[each.name]
-        if not each.shape or result is None:
+        if result is None:
             continue
         yield f"{each.name}: {result.get('ran_on', '') or each.summary}"
+        if result.get("reason"):
+            yield f"  {result['reason']}"
         names = ("first token s", "of full", "batch", "tokens/s", "of full", "KV held", "renewals", "skipped")
         yield f"{'prompt':>8}  {'':10}" + "".join(f"{name:>15}" for name in names)
         for row in result.get("timings", []):
