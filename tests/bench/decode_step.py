@@ -96,7 +96,7 @@ async def _routes(engine: SglangEngine, texts: list[np.ndarray], options: argpar
     for _ in range(options.rounds):
         for name, kv_plan in plans.items():
             answers = await asyncio.gather(*(ask(engine, text, STEPS * 2, kv_plan) for text in texts))
-            found[name]["steps"].append(_step(answers))
+            found[name]["steps"].append(step_s(answers))
             ends = [answer.finished for answer in answers if answer.finished]
             found[name]["kv_tokens"] = ends[0].kv_tokens
             for place, count in enumerate((sum(e.renewals for e in ends), sum(e.renewals_skipped for e in ends))):
@@ -107,7 +107,7 @@ async def _routes(engine: SglangEngine, texts: list[np.ndarray], options: argpar
     return found
 
 
-def _step(answers: list[Answer]) -> float:
+def step_s(answers: list[Answer]) -> float:
     """Seconds a token of the first answer, while all are under way. Tokens may come several at a time."""
     begin, end = max(answer.times_s[2] for answer in answers), min(answer.times_s[-1] for answer in answers)
     within = [moment for moment in answers[0].times_s if begin <= moment <= end]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, TokenLogprob
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
@@ -29,11 +29,12 @@ LOOKAHEAD = 24
 
 @dataclass(slots=True)
 class Answer:
-    """AnswerDelta, when each came (seconds of `perf_counter`), and the engine's last word."""
+    """Tokens, when each came (seconds of `perf_counter`), their log probabilities if asked for, and how it ended."""
 
     started_s: float
     tokens: list[int] = field(default_factory=list)
     times_s: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
 
 
@@ -50,35 +51,32 @@ async def running(folder: ModelFolder, **options: Any) -> AsyncIterator[SglangEn
         await engine.stop()
 
 
-def random_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
+def random_folder(**sizes: float) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
     """A Qwen2 of these sizes with random weights and no tokenizer; the first is its keeper."""
     keeper = tempfile.TemporaryDirectory(prefix="presift-bench-")
-    config = _config(keeper.name, sizes)
     from presift.models import torchvision_ops
 
     torchvision_ops.declare_missing()
     import torch
-    from transformers import Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    config = Qwen2Config(architectures=["Qwen2ForCausalLM"], bos_token_id=None, eos_token_id=None, **sizes)
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(keeper.name)
     return keeper, resolve(keeper.name)
 
 
-def shaped_folder(**sizes: int) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
-    """The same without weights, for load_format "dummy"."""
+def shaped_folder(**sizes: float) -> tuple[tempfile.TemporaryDirectory[str], ModelFolder]:
+    """A Llama of these sizes without weights, for load_format "dummy"."""
     keeper = tempfile.TemporaryDirectory(prefix="presift-bench-")
-    _config(keeper.name, sizes).save_pretrained(keeper.name)
-    return keeper, ModelFolder(Path(keeper.name), "dummy", "none", "")
-
-
-def _config(folder: str, sizes: dict[str, int]) -> Any:
     from presift.models import torchvision_ops
 
     torchvision_ops.declare_missing()
-    from transformers import Qwen2Config
+    from transformers import LlamaConfig
 
-    return Qwen2Config(architectures=["Qwen2ForCausalLM"], bos_token_id=None, eos_token_id=None, **sizes)
+    config = LlamaConfig(architectures=["LlamaForCausalLM"], bos_token_id=None, eos_token_id=None, **sizes)
+    config.save_pretrained(keeper.name)
+    return keeper, ModelFolder(Path(keeper.name), "dummy", "none", "")
 
 
 def prompts(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[np.ndarray]:
@@ -88,21 +86,43 @@ def prompts(count: int, tokens: int, vocabulary: int, seed: int = 0) -> list[np.
     return list(ids % vocabulary)
 
 
-def plan(capacity: int, *, keep_full_prefix: bool = False, window: int = 32, **renewal: int) -> KvPlan:
+def plan(
+    capacity: int,
+    *,
+    window: int = 32,
+    keep_full_prefix: bool = False,
+    prompt_tokens: int = 0,
+    report_kept: bool = False,
+    **renewal: int,
+) -> KvPlan:
     """SpecKV with a lookahead of the usual length; which tokens it holds does not matter here. `renewal`: the fields of
     SpecKv that say when KV is selected again."""
     policy = SpecKv(capacity=capacity, window=window, lookahead_tokens=LOOKAHEAD, **renewal)
-    return KvPlan(policy, lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)), keep_full_prefix=keep_full_prefix)
+    return KvPlan(
+        policy,
+        lookahead_token_ids=tuple(range(1, LOOKAHEAD + 1)),
+        keep_full_prefix=keep_full_prefix,
+        prompt_tokens=prompt_tokens,
+        report_kept=report_kept,
+    )
 
 
-async def ask(engine: SglangEngine, prompt: np.ndarray, new_tokens: int, kv_plan: KvPlan | None = None) -> Answer:
-    """One greedy answer of exactly `new_tokens`."""
-    sampling = Sampling(max_new_tokens=new_tokens, ignore_eos=True)
+async def ask(
+    engine: SglangEngine,
+    prompt: np.ndarray,
+    new_tokens: int,
+    kv_plan: KvPlan | None = None,
+    salt: str = "",
+    **sampling: Any,
+) -> Answer:
+    """One answer of exactly `new_tokens`, greedy by default. Answers with different salts share no KV."""
+    wanted = Sampling(max_new_tokens=new_tokens, ignore_eos=True, **sampling)
     answer = Answer(time.perf_counter())
-    async for event in engine.generate(GenerateRequest(prompt, sampling, kv_plan=kv_plan)):
+    async for event in engine.generate(GenerateRequest(prompt, wanted, salt, kv_plan)):
         if isinstance(event, AnswerDelta):
             answer.tokens += event.token_ids
             answer.times_s += [time.perf_counter()] * len(event.token_ids)
+            answer.logprobs += event.logprobs
         else:
             answer.finished = event
     return answer
