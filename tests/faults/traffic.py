@@ -197,6 +197,8 @@ async def ask(client: AsyncClient, oracle: Oracle, question: Question, caller: i
     ended_s, decision = time.monotonic(), heard.decision
     fallback = decision.reason if decision is not None and decision.reason in _FALLBACKS else ""
     fault = oracle.fault_of(question, heard)
+    if not (heard.error or heard.usage or question.leave_after):
+        fault = fault or "neither an error nor an end"
     return Call(caller, question, began_s, ended_s, heard.error, fallback, fault)
 
 
