@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,19 @@ class Mixes:
         self.answers: list[tuple[str, list[Any]]] = []
 
     async def orchestrators(self, draft: str, target: str) -> dict[str, str]:
-        """One of each version on that draft and that target: names of the services."""
+        """One of each version on that draft and that target: names of the services. Ends those of another mix."""
+        stack, mix = self.stack, f"{draft}-{target}"
         names = {"draft": f"draft-{draft}", "target": f"target-{target}"}
-        await self._need(names["draft"], lambda: self.stack.draft(self.versions[draft].code))
-        await self._need(names["target"], lambda: self.stack.target(self.versions[target].code))
+        await self._need(names["draft"], lambda: stack.draft(self.versions[draft].code))
+        await self._need(names["target"], lambda: stack.target(self.versions[target].code))
+        for name in [name for name in stack.members if name.startswith("orchestrator") and not name.endswith(mix)]:
+            await stack.end(name)
+            del stack.members[name]
         for version in VERSIONS:
-            name = names[version] = f"orchestrator-{version}-{draft}-{target}"
-            code = self.versions[version].code
-            await self._need(name, lambda: self.stack.orchestrator(code, [names["draft"]], [names["target"]]))  # noqa: B023
+            code, name = self.versions[version].code, f"orchestrator-{version}-{mix}"
+            make = partial(stack.orchestrator, code, [names["draft"]], [names["target"]])
+            await self._need(name, make)
+            names[version] = name
         return names
 
     async def ask(self, name: str, client: Version) -> list[Any]:
@@ -189,6 +195,7 @@ async def masked(address: str, token_ids: list[int]) -> Generation:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 async def test_an_upgrade_and_a_rollback_lose_no_call(
     old: Version, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory, results: Results
 ) -> None:
@@ -210,4 +217,5 @@ async def test_an_upgrade_and_a_rollback_lose_no_call(
                     await stack.launch(name)
                     await asyncio.sleep(_BETWEEN_S)
                     rows.append(UpgradeRow.of(f"{name}: {version.name}", book.since(began_s), http[seen:]))
+                    print(rows[-1])
     assert [complaint for row in rows for complaint in row.complaints()] == []

@@ -35,33 +35,33 @@ class NoEarlierVersion(Exception):
     """This copy of the repository has no commit of the earlier version; the message says how to get it."""
 
 
-def earlier_commit(wanted: str | None = None) -> str:
+def earlier_commit(wanted: str | None = None, root: Path = ROOT) -> str:
     """The commit of `wanted` (a Git ref), else of the newest tag before this commit, else EARLIER. Raises
     NoEarlierVersion."""
-    tag = _git("describe", "--tags", "--abbrev=0", "HEAD^").stdout.decode().strip()
+    tag = _git(root, "describe", "--tags", "--abbrev=0", "HEAD^").stdout.decode().strip()
     ref = wanted or tag or EARLIER
-    found = _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    found = _git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     if found.returncode == 0:
         return found.stdout.decode().strip()
-    shallow = _git("rev-parse", "--is-shallow-repository")
+    shallow = _git(root, "rev-parse", "--is-shallow-repository")
     if shallow.returncode:
-        raise NoEarlierVersion(f"{ROOT} has no history: {shallow.stderr.decode().strip()}")
-    hint = ": this clone is shallow, try git fetch --unshallow --tags" if shallow.stdout.strip() == b"true" else ""
-    raise NoEarlierVersion(f"{ROOT} has no commit {ref}{hint}")
+        raise NoEarlierVersion(f"{root} has no history: {shallow.stderr.decode().strip()}")
+    hint = ": the clone is shallow, try git fetch --unshallow --tags" if shallow.stdout.strip() == b"true" else ""
+    raise NoEarlierVersion(f"{root} has no commit {ref}{hint}")
 
 
 def unpack(commit: str, folder: Path) -> Path:
     """Write the services, the client and the echo engine of that commit into `folder`."""
-    archive = _git("archive", commit, *_PARTS)
+    archive = _git(ROOT, "archive", commit, *_PARTS)
     assert archive.returncode == 0, archive.stderr.decode()
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(folder, filter="data")
     return folder
 
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
     except FileNotFoundError as error:
         return subprocess.CompletedProcess(arguments, 127, b"", str(error).encode())
 
@@ -138,7 +138,7 @@ def http_calls() -> list[tuple[str, dict[str, Any]]]:
     function = [{"type": "function", "function": _TOOL}]
     chats = [{"messages": _CHAT, "max_tokens": 24, "presift": {"route": route}} for route in Route]
     tools = {"messages": _CHAT, "max_tokens": 240, "tools": function, "presift": {"route": Route.FULL}}
-    ids = {"prompt": _IDS, "max_tokens": 24, "logprobs": 2, "presift": {"route": Route.SPEC_PC, "token_ids": True}}
+    ids = {"prompt": _IDS, "max_tokens": 24, "presift": {"route": Route.SPEC_PC}}
     said = {"input": _TEXT, "max_output_tokens": 24, "presift": {"route": Route.SPEC_PC}}
     message = {"messages": _CHAT[1:], "max_tokens": 24, "presift": {"route": Route.SPEC_PC}}
     whole = [
@@ -161,9 +161,12 @@ async def ask_http(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -
 
 
 def _joined(events: Sequence[Any]) -> dict[str, Any]:
-    """The strings of a stream's events, joined by where they are: how a text is cut depends on time."""
+    """The strings of a stream's events, joined by where they are: time decides how a text is cut, and how many items a
+    list has."""
     texts: dict[str, Any] = {}
     for place, value in (pair for event in events for pair in _leaves(event, str(event.get("type", "")))):
+        if place.endswith("[]"):
+            continue
         if isinstance(value, str) and place.rpartition(".")[2] in _PIECES:
             texts[place] = texts.get(place, "") + value
         else:
@@ -175,7 +178,7 @@ _PIECES = ("content", "text", "arguments", "delta", "partial_json", "reasoning_c
 # What may differ between two mixes, or two calls of one: ids, times, what caches held, and words for people.
 _VOLATILE = re.compile(
     r"_ms$|_at$|^(id|created|.*_id|cache|.*cached_tokens|.*input_tokens|reused_entry|detail|warnings|speeds|"
-    r"replicas|version|sequence_number)$"
+    r"replicas|routes|supported_routes|version|sequence_number)$"
 )
 
 
@@ -185,6 +188,7 @@ def _leaves(value: Any, place: str) -> Iterator[tuple[str, Any]]:
             if not _VOLATILE.search(name):
                 yield from _leaves(inner, f"{place}.{name}")
     elif isinstance(value, list):
+        yield f"{place}[]", len(value)
         for number, inner in enumerate(value):
             yield from _leaves(inner, f"{place}[{number}]")
     else:
