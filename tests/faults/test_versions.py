@@ -26,7 +26,7 @@ from .bare_stack import with_tokenizer
 from .results import Results
 from .stack import Member, Plan, Stack, code_of
 from .traffic import HEAD_TOKENS, Oracle, prompt_of
-from .upgrade import NUMBERS, Patient, UpgradeRow, calling_http, order_of
+from .upgrade import NUMBERS, Patient, Pulse, UpgradeRow, calling_http, order_of
 from .versions import (
     NEW,
     NoEarlierVersion,
@@ -208,7 +208,8 @@ async def test_an_upgrade_and_a_rollback_lose_no_call(
     async with Stack(plan) as stack:
         async with AsyncClient(stack.addresses[0]) as client:
             await oracle.learn(client, NUMBERS)
-        async with Patient(stack.addresses, oracle).asking() as book, calling_http(stack) as http:
+        calls = Patient(stack.addresses, oracle).asking()
+        async with calls as book, calling_http(stack) as http, Pulse().measuring() as pulse:
             for version in (NEW, old):
                 for name in sorted(stack.members, key=order_of):
                     began_s, seen = time.monotonic(), len(http)
@@ -216,6 +217,6 @@ async def test_an_upgrade_and_a_rollback_lose_no_call(
                     stack.members[name].environment |= version.code
                     await stack.launch(name)
                     await asyncio.sleep(_BETWEEN_S)
-                    rows.append(UpgradeRow.of(f"{name}: {version.name}", book.since(began_s), http[seen:]))
-                    print(rows[-1])
+                    step = f"{name}: {version.name}"
+                    rows.append(UpgradeRow.of(step, book.since(began_s), http[seen:], pulse.take_s()))
     assert [complaint for row in rows for complaint in row.complaints()] == []
