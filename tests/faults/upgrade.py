@@ -44,8 +44,8 @@ class Patient(Crowd):
 
 @dataclass(frozen=True, slots=True)
 class HttpCall:
-    """One call over HTTP: `error` is what the caller was told, `fallback` why an answer was made without a draft, `fault`
-    what was wrong about it; else empty."""
+    """One call over HTTP, done: `error` is what the caller was told, `fallback` why no draft was used, `fault` what was
+    wrong; else empty."""
 
     error: str = ""
     fallback: str = ""
