@@ -107,7 +107,7 @@ test-models: $(STAMP) models demo-models ## all tests, with those on the real de
 selection-floors: models ## measure the recall of answers anew, after a change that is meant to change the selection (two minutes)
 	@$(BIN)/python tests/bench/selection_recall.py --model "$(PRESIFT_HOME)/models/$(TEST_MODEL)" --write
 
-faults: $(STAMP) ## kill, stop, starve and soak real processes (25 minutes); writes tests/faults/RESULTS.md
+faults: $(STAMP) ## kill, stop, starve and soak real processes, and run two versions together (35 minutes); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
 versions: $(STAMP) ## run an earlier version's services, clients and cached values together with this one's, upgrade and roll back (OLD=<git ref>; default: the newest tag)
