@@ -126,10 +126,10 @@ class Stack:
         await self.aclose()
 
     async def aclose(self) -> None:
-        for name, member in reversed(self.members.items()):
-            if member.process is not None and member.process.exit_code() is None:
-                self.signal(name, signal.SIGCONT)
-                member.process.stop(DRAIN_S + 10.0)
+        ending = [name for name, member in self.members.items() if member.process is not None and self.is_up(name)]
+        for name in ending:
+            self.signal(name, signal.SIGCONT)
+        await asyncio.gather(*(self.end(name) for name in ending))
         self._cache_exit.close()
         for proxy in self.proxies.values():
             await proxy.aclose()

@@ -54,8 +54,9 @@ class HttpCall:
 
 @asynccontextmanager
 async def calling_http(stack: Stack) -> AsyncIterator[list[HttpCall]]:
-    """One caller asks without a pause until the block ends, as a load balancer would: it knows which orchestrators are
-    ready, and sends a call to the next one only if the connection was refused. Answers are compared with the first."""
+    """One caller asks without a pause until the block ends, as a load balancer would: it knows which orchestrators have
+    started, and sends a call to the next one only if the first refused it unread. Answers are compared with the first.
+    """
     calls: list[HttpCall] = []
     over = asyncio.Event()
 
@@ -88,13 +89,14 @@ async def _ask(
             continue
         except httpx.HTTPError as error:
             return HttpCall(type(error).__name__)
-        return _judged(response, key, expected)
+        if response.status_code != 503 or "shutting_down" not in response.text:
+            return _judged(response, key, expected)
     return HttpCall("no orchestrator")
 
 
 def _judged(response: httpx.Response, key: tuple[int, str], expected: dict[tuple[int, str], list[int]]) -> HttpCall:
     if response.status_code != 200:
-        return HttpCall(f"HTTP {response.status_code}")
+        return HttpCall(f"HTTP {response.status_code}: {response.text}")
     body = response.json()
     decision, tokens = body["presift"]["decision"], body["choices"][0]["token_ids"]
     if decision["reason"] in FALLBACKS:
