@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Seen only where this folder is named: `pytest tests/faults --write-results`."""
     parser.addoption("--write-results", action="store_true", help="write tests/faults/RESULTS.md")
     parser.addoption("--soak-minutes", type=float, default=2.0, help="how long the soak is")
+    parser.addoption("--old", default="", help="the Git ref of the version that test_versions.py runs beside this one")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A target process over the echo engine: every answer can be worked out by hand. `--leak` plants what a soak must find.
 
-Run as a module by the fault suite: `python -m echo_target --listen HOST:PORT`.
+Run as a module by the fault suite: `python -m echo_target --listen HOST:PORT`. With `--tokenizer FOLDER` the ids are
+that tokenizer's, and tool calls and reasoning are parsed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from echo_engine import EchoEngine
+from echo_engine import ECHO_MODEL, EchoEngine
+from tokenizers import Tokenizer
 
+from presift.core.fingerprint import fingerprint
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
 from presift.target.engine import Event, GenerateRequest
@@ -43,10 +48,20 @@ class LeakyEngine(EchoEngine):
             yield event
 
 
+def _text_options(folder: Path) -> dict[str, Any]:
+    """Those of an engine that reads and writes with a tokenizer."""
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    model = replace(ECHO_MODEL, tokenizer_fingerprint=fingerprint(path.read_bytes()))
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size())]
+    return {"model": model, "has_parsers": True, "text_of": texts.__getitem__}
+
+
 async def serve(options: argparse.Namespace) -> bool:
     """Serve until SIGTERM or SIGINT."""
+    text = _text_options(options.tokenizer) if options.tokenizer else {}
     engine = (LeakyEngine if options.leak else EchoEngine)(
-        token_delay_s=options.token_delay_s, max_running=options.max_running
+        token_delay_s=options.token_delay_s, max_running=options.max_running, **text
     )
     name = target_pb2.DESCRIPTOR.services_by_name["TargetService"].full_name
     server = GrpcServer(ServerOptions(options.listen, drain_s=options.drain_s), [name])
@@ -66,6 +81,7 @@ def main() -> int:
     parser.add_argument("--max-running", type=int, default=64)
     parser.add_argument("--max-waiting", type=int, default=1024)
     parser.add_argument("--drain-s", type=float, default=5.0)
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--leak", action="store_true")
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with suppress(KeyboardInterrupt):

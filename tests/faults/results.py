@@ -10,6 +10,7 @@ from pathlib import Path
 from .limit_senders import BYTES_PER_BYTE, FIXED_BYTES, STALL_S
 from .neighbours import NeighbourRow, neighbours_table
 from .scenarios import Row, table_of
+from .upgrade import UpgradeRow, upgrade_table
 
 MIB = 2**20
 
@@ -72,6 +73,13 @@ event loop may stand still for {STALL_S * 1000:.0f} ms of processor time (a batc
 The memory may grow by {FIXED_BYTES // MIB} MiB and by {BYTES_PER_BYTE} bytes for each byte that arrives
 (more for spans of an explanation).
 """
+UPGRADE = """# The table of an upgrade and a rollback
+
+Written by `make versions`. Two drafts, two targets and two orchestrators of an earlier version are replaced one after
+another by this version's ("new"), then by the earlier one's ("old"). Meanwhile four callers over gRPC and one over HTTP
+ask on all routes, and each answer is checked token by token. Callers must notice nothing, unless the test with its
+proxies stood still for two seconds, on a busy machine: then no answer may be wrong, and a lost call must be an error.
+"""
 
 
 @dataclass
@@ -81,6 +89,7 @@ class Results:
     faults: list[Row] = field(default_factory=list)
     neighbours: list[NeighbourRow] = field(default_factory=list)
     limits: list[LimitRow] = field(default_factory=list)
+    upgrade: list[UpgradeRow] = field(default_factory=list)
 
     def sections(self) -> Iterator[tuple[str, list[str]]]:
         """The head and the table of each suite that ran."""
@@ -90,6 +99,8 @@ class Results:
             yield NEIGHBOURS, neighbours_table(self.neighbours)
         if self.limits:
             yield LIMITS, limits_table(self.limits)
+        if self.upgrade:
+            yield UPGRADE, upgrade_table(self.upgrade)
 
     def write(self, path: Path) -> None:
         """Replace the sections of those suites. The others stay."""
@@ -97,5 +108,5 @@ class Results:
         known = {part.partition("\n")[0]: part.strip() for part in re.split(r"(?m)^(?=# )", text) if part}
         for head, table in self.sections():
             known[head.partition("\n")[0]] = "\n".join([head, *table])
-        order = [head.partition("\n")[0] for head in (FAULTS, NEIGHBOURS, LIMITS)]
+        order = [head.partition("\n")[0] for head in (FAULTS, NEIGHBOURS, LIMITS, UPGRADE)]
         path.write_text("\n\n".join(known[title] for title in order if title in known) + "\n", encoding="utf-8")

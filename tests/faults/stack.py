@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import presift
-import presift_client
 from presift.cache.embedded import EmbeddedCache, embedded_cache
 from presift.cli.stack.process import ServiceProcess
 
@@ -50,6 +48,8 @@ class Plan:
     """What to start. The echo engine takes `token_delay_s` for each token; a leaky target is planted for the soak.
     With a `target_model` the targets are real SGLang engines. Masks are forgotten after `cache_ttl_s`: soon, so that
     the draft is always needed. `direct_cache`: no proxy before the cache, which our own load would make late.
+    With a `tokenizer` (a folder) the target reads and writes its text. `code` is where the services come from, as
+    `code_of` makes it; empty: this checkout.
     """
 
     draft_model: Path
@@ -64,6 +64,8 @@ class Plan:
     cache_ttl_s: int = 2
     cache_timeout_s: float = 0.05
     direct_cache: bool = False
+    tokenizer: Path | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,10 +126,10 @@ class Stack:
         await self.aclose()
 
     async def aclose(self) -> None:
-        for name, member in reversed(self.members.items()):
-            if member.process is not None and member.process.exit_code() is None:
-                self.signal(name, signal.SIGCONT)
-                member.process.stop(DRAIN_S + 10.0)
+        ending = [name for name, member in self.members.items() if member.process is not None and self.is_up(name)]
+        for name in ending:
+            self.signal(name, signal.SIGCONT)
+        await asyncio.gather(*(self.end(name) for name in ending))
         self._cache_exit.close()
         for proxy in self.proxies.values():
             await proxy.aclose()
@@ -166,60 +168,74 @@ class Stack:
     def tasks_file(self, name: str) -> Path:
         return self.plan.logs / f"{name}.tasks"
 
+    async def add(self, name: str, member: Member) -> None:
+        """Start one more service, behind a proxy of its own."""
+        await self._add_proxy(name)
+        self.members[name] = member
+        await self.launch(name)
+
+    def draft(self, code: Mapping[str, str]) -> Member:
+        """A draft, not started."""
+        # The prefix cache is full after a few prompts, so that growth of memory in a soak is a leak.
+        model = [f"--model={self.plan.draft_model}", "--dtype=float32", "--threads=1", "--prefix-cache-mib=8"]
+        return Member("presift.draft", [*_LISTEN, *model], {**code})
+
+    def target(self, code: Mapping[str, str]) -> Member:
+        """A target, not started."""
+        plan = self.plan
+        if plan.target_model is not None:
+            size = ["--threads=1", f"--kv-pool-tokens={KV_POOL_TOKENS}", "--no-kv-dropping"]
+            flags = [f"--model={plan.target_model}", "--dtype=float32", *size]
+            return Member("presift.target", [*_LISTEN, *flags], {**code})
+        flags = [f"--token-delay-s={plan.token_delay_s}", *(["--leak"] if plan.leaky_target else [])]
+        flags += [f"--tokenizer={plan.tokenizer}"] if plan.tokenizer else []
+        return Member("echo_target", [*_LISTEN, *flags], {**code})
+
+    def orchestrator(self, code: Mapping[str, str], drafts: Sequence[str], targets: Sequence[str]) -> Member:
+        """An orchestrator of the services of these names, not started."""
+        addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
+        cache = [f"--cache-ttl-s={self.plan.cache_ttl_s}", f"--cache-timeout-s={self.plan.cache_timeout_s}"]
+        url = self.cache.url if self.plan.direct_cache else f"redis://{self._at(['cache'])}"
+        flags = [*_LISTEN, *addresses, *_FLAGS, *cache, *self.plan.orchestrator_flags]
+        return Member("presift.orchestrator", flags, {**code, "PRESIFT_ORCHESTRATOR_CACHE_URL": url})
+
     async def _start(self) -> None:
         plan = self.plan
         plan.logs.mkdir(parents=True, exist_ok=True)
         drafts, targets = self._names("draft", plan.drafts), self._names("target", plan.targets)
         orchestrators = self._names("orchestrator", plan.orchestrators)
-        for name in ("cache", *drafts, *targets, *orchestrators):
-            self.proxies[name] = FaultProxy("127.0.0.1:1")
-            await self.proxies[name].start()
-        for name in drafts:
-            self.members[name] = Member("presift.draft", _draft_flags(plan))
-        for name in targets:
-            self.members[name] = _target(plan)
+        await self._add_proxy("cache")
         await self.launch("cache")
-        await asyncio.gather(*(self.launch(name) for name in (*drafts, *targets)))
-        for name in orchestrators:
-            self.members[name] = Member("presift.orchestrator", self._orchestrator_flags(drafts, targets))
-            url = self.cache.url if plan.direct_cache else f"redis://{self._at(['cache'])}"
-            self.members[name].environment = {"PRESIFT_ORCHESTRATOR_CACHE_URL": url}
-        await asyncio.gather(*(self.launch(name) for name in orchestrators))
+        models = [(name, self.draft(plan.code)) for name in drafts]
+        models += [(name, self.target(plan.code)) for name in targets]
+        await asyncio.gather(*(self.add(name, member) for name, member in models))
+        frontends = [(name, self.orchestrator(plan.code, drafts, targets)) for name in orchestrators]
+        await asyncio.gather(*(self.add(name, member) for name, member in frontends))
 
-    def _orchestrator_flags(self, drafts: list[str], targets: list[str]) -> list[str]:
-        addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
-        cache = [f"--cache-ttl-s={self.plan.cache_ttl_s}", f"--cache-timeout-s={self.plan.cache_timeout_s}"]
-        return [*_LISTEN, *addresses, *_FLAGS, *cache, *self.plan.orchestrator_flags]
+    async def _add_proxy(self, name: str) -> None:
+        self.proxies[name] = FaultProxy("127.0.0.1:1")
+        await self.proxies[name].start()
 
-    def _at(self, names: list[str]) -> str:
+    def _at(self, names: Sequence[str]) -> str:
         return ",".join(self.proxies[name].address for name in names)
 
     def _names(self, kind: str, number: int) -> list[str]:
         return [f"{kind}-{index}" for index in range(number)]
 
 
+_FAULTS = Path(__file__).parent
 _LISTEN = ["--listen=127.0.0.1:0", f"--drain-s={DRAIN_S}"]
 
 
-def _draft_flags(plan: Plan) -> list[str]:
-    # The prefix cache is full after a few prompts, so that growth of memory in a soak is a leak.
-    return [*_LISTEN, "--model", str(plan.draft_model), "--dtype=float32", "--threads=1", "--prefix-cache-mib=8"]
-
-
-def _target(plan: Plan) -> Member:
-    if plan.target_model is None:
-        leak = ["--leak"] if plan.leaky_target else []
-        return Member("echo_target", [*_LISTEN, f"--token-delay-s={plan.token_delay_s}", *leak])
-    size = ["--threads=1", f"--kv-pool-tokens={KV_POOL_TOKENS}", "--no-kv-dropping"]
-    return Member("presift.target", [*_LISTEN, "--model", str(plan.target_model), "--dtype=float32", *size])
+def code_of(checkout: Path) -> dict[str, str]:
+    """The environment of services that run that checkout's code, with this folder's modules."""
+    places = [_FAULTS, checkout / "tests", checkout / "services", checkout / "clients" / "python"]
+    return {"PYTHONPATH": os.pathsep.join(map(str, places))}
 
 
 def _environment() -> dict[str, str]:
     """Children run this checkout, whatever is installed, and find the modules of this folder and of tests."""
-    faults = Path(__file__).parent
-    places = [faults, faults.parent, Path(presift.__file__).parents[1], Path(presift_client.__file__).parents[1]]
-    return {
-        "PYTHONPATH": os.pathsep.join(map(str, places)),
+    return code_of(_FAULTS.parents[1]) | {
         "PYTHONUNBUFFERED": "1",
         "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",

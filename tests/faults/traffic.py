@@ -19,7 +19,7 @@ HEAD_TOKENS, WINDOW = 4, 8  # protected at the start, kept at the end
 NEW_TOKENS = 30  # more than any mask keeps: an answer says every token that was read
 ROUTES = ("full", "spec_pc", "spec_kv", "spec_kv_pc", "auto")
 _MASKED = ("spec_pc", "spec_kv_pc")
-_FALLBACKS = ("draft_unavailable", "draft_timeout", "draft_overloaded", "draft_changed", "mask_rejected")
+FALLBACKS = ("draft_unavailable", "draft_timeout", "draft_overloaded", "draft_changed", "mask_rejected")
 _THINKING_S = 0.5
 DEADLINES_S = (5.0, 8.0, 12.0)  # a shared machine is slow at times; that is no failure
 
@@ -109,7 +109,7 @@ class Oracle:
 
 
 def _fault_of_route(asked: str, decision: Decision) -> str:
-    fell_back = decision.route == "full" and decision.reason in _FALLBACKS
+    fell_back = decision.route == "full" and decision.reason in FALLBACKS
     if asked in ("auto", decision.route) or fell_back:
         return ""
     return f"route {decision.route} ({decision.reason}) for {asked}"
@@ -195,8 +195,10 @@ async def ask(client: AsyncClient, oracle: Oracle, question: Question, caller: i
     except PresiftError as error:
         heard.error = type(error).__name__
     ended_s, decision = time.monotonic(), heard.decision
-    fallback = decision.reason if decision is not None and decision.reason in _FALLBACKS else ""
+    fallback = decision.reason if decision is not None and decision.reason in FALLBACKS else ""
     fault = oracle.fault_of(question, heard)
+    if not (heard.error or heard.usage or question.leave_after):
+        fault = fault or "neither an error nor an end"
     return Call(caller, question, began_s, ended_s, heard.error, fallback, fault)
 
 
