@@ -69,7 +69,9 @@ class Cluster:
             if not self._nodes.slots_cache:
                 await asyncio.shield(self._look_up())
             key = command[3] if command[0] == "EVAL" else command[1]
-            return await self._follow(self._client.get_node_from_key(str(key)), command)
+            node = self._client.get_node_from_key(str(key))
+            assert node is not None  # only a replica may be missing
+            return await self._follow(node, command)
 
     async def on_each_primary(self, check: Callable[[], Awaitable[None]]) -> None:
         """Run `check`, whose keys are random, until each primary has carried out one of its commands."""
@@ -78,6 +80,12 @@ class Cluster:
         while missing and rounds <= _ROUNDS * len(missing):
             await check()
             rounds, missing = rounds + 1, {node.name for node in self._client.get_primaries()} - self._reached
+
+    async def check_asking(self) -> None:
+        """Send each primary what precedes the commands of a slot on its way to it."""
+        for node in self._client.get_primaries():
+            await _ask(node, ("ASKING",))
+            self._reached.add(node.name)
 
     async def recover(self, code: str, timeout_s: float) -> None:
         """A command failed with this code of a node, empty if there was none. Begins to look the nodes up, if they may
@@ -146,7 +154,7 @@ class Cluster:
 
 
 async def _ask(node: ClusterNode, command: tuple[str | bytes | int, ...]) -> object:
-    """The reply of a node that a slot is on its way to: it must be told so on the same connection."""
+    """The reply of a node that the slot is on its way to: ASKING must precede the command on its connection."""
     asking, asked = PipelineCommand(0, "ASKING"), PipelineCommand(1, *command)
     await node.execute_pipeline([asking, asked])
     for each in (asking, asked):

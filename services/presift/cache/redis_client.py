@@ -117,6 +117,11 @@ class RedisClient:
         """Run `check`; on a cluster, where its keys must be random, until each primary has had one of them."""
         await self._servers.on_each_primary(check)
 
+    async def check_redirections(self, timeout_s: float) -> None:
+        """Send what a cluster needs for a slot on its way to another server. Raises CacheUnavailable."""
+        if isinstance(self._servers, Cluster):
+            await self.attempt(self._servers.check_asking, timeout_s)
+
     async def aclose(self) -> None:
         """Close every connection, for at most a second or two."""
         await self._servers.aclose()

@@ -74,6 +74,7 @@ async def _refusal(redis: RedisClient, *, has_limits: bool) -> InvalidRequest | 
         return InvalidRequest("cache_url", f"a server in {mode} mode", required[mode])
     store = RedisStore(redis, CacheLimits())
     checks = {"the cache's commands": store.check, "the cache's scripts": RedisBuildLock(store).check}
+    checks["redirections"] = redis.check_redirections
     if has_limits:
         checks["the scripts of tokens_per_minute"] = TokenRateLimit(redis).check
         checks["the scripts of concurrency"] = RedisConcurrencyLimit(redis).check

@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import floor
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from presift.cache.redis_client import RedisClient
@@ -149,7 +150,8 @@ class _Storage(RedisStorage):
         super().__init__("async+redis://", implementation="redispy", key_prefix=_PREFIX)
 
     def configure_bridge(self) -> None:
-        self.bridge.connection_getter = lambda readonly: self._scripts
+        bridge = cast(RedispyBridge, self.bridge)
+        bridge.connection_getter = lambda readonly: cast(Any, self._scripts)
 
 
 class _Scripts:
