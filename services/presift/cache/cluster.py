@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, SlotNotCoveredError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from presift.cache.one_server import NOT_PRIMARY
@@ -51,10 +51,12 @@ class Cluster:
                 socket_connect_timeout=None,
                 protocol=2,
                 driver_info=None,
+                decode_responses=False,
                 **address.options,
             )
-        except TypeError:
-            raise InvalidRequest("cache_url", "an unknown parameter", "parameters of TLS, as ssl_ca_certs") from None
+        except TypeError:  # also one that is set here
+            limit = "a URL with no parameters but those of TLS, such as ssl_ca_certs"
+            raise InvalidRequest("cache_url", "a URL with an unknown parameter", limit) from None
         self._nodes = self._client.nodes_manager
         self._seeds = dict(self._nodes.startup_nodes)
         self._connections = asyncio.Semaphore(limits.max_connections)
@@ -148,6 +150,8 @@ class Cluster:
                 async with asyncio.timeout(_LOOK_UP_TIMEOUT_S):
                     await self._nodes.initialize()
                 return
+            except IndexError:  # redis-py takes the first primary of a cluster that has none
+                raise SlotNotCoveredError("no slot has a primary") from None
             except TimeoutError:
                 if not left:
                     raise

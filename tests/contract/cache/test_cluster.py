@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis import Redis
 from redis.crc import key_slot
 
 from presift.cache.factory import open_build_lock, open_store
@@ -28,7 +29,7 @@ from presift.orchestrator.admission.quotas import FailureMode
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.redis_check import check_redis
 
-from ..fakes.valkeys import PASSWORD, ValkeyCluster, valkey_cluster, wait_until
+from ..fakes.valkeys import PASSWORD, ValkeyCluster, free_port, run_valkey, valkey_cluster, wait_until
 
 PATIENT = CacheLimits(timeout_s=5.0, put_timeout_s=5.0, rest_s=0.1)
 DIGESTS = [hashlib.sha256(bytes([number])).hexdigest() for number in range(30)]
@@ -131,9 +132,21 @@ async def test_a_plain_url_of_one_of_its_servers_is_refused_with_the_fix(cluster
 
 @pytest.mark.asyncio
 async def test_an_unknown_parameter_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="an unknown parameter") as refused:
-        RedisClient("redis+cluster://:hunter2@one?shards=3", PATIENT)
-    assert "hunter2" not in str(refused.value)
+    for parameter in ("shards=3", "decode_responses=true"):
+        with pytest.raises(InvalidRequest, match="an unknown parameter") as refused:
+            RedisClient(f"redis+cluster://:hunter2@one?{parameter}", PATIENT)
+        assert "hunter2" not in str(refused.value) and "TLS" in str(refused.value.limit)
+
+
+@pytest.mark.asyncio
+async def test_a_cluster_without_slots_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    options = ("--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--save", "")
+    with run_valkey(tmp_path / "node", *options) as process, Redis(port=port) as server:
+        wait_until(server.ping)
+        await check_redis(f"redis+cluster://127.0.0.1:{port}", has_limits=True)
+        process.kill()
+    assert "does not answer: CLUSTERDOWN" in caplog.text
 
 
 def rights() -> list[str]:
@@ -310,4 +323,4 @@ async def test_a_cluster_that_is_down_is_a_miss_and_named(
     assert "the cache server refuses commands: CLUSTERDOWN" in caplog.text
     caplog.clear()
     await check_redis(with_replica.url, has_limits=True)  # a failover may end it
-    assert "does not answer: CLUSTERDOWN" in caplog.text
+    assert "the cache server does not answer" in caplog.text  # or CLUSTERDOWN, if the first key is on another one
