@@ -1,4 +1,4 @@
-"""Opens the store of a URL: memory://, or that of a Redis server."""
+"""Opens the store of a URL: memory://, or that of a Redis server or cluster."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from presift.cache.memory_store import MemoryStore
 from presift.cache.redis_build_lock import WAIT_S, RedisBuildLock
 from presift.cache.redis_client import RedisClient
 from presift.cache.redis_store import RedisStore
-from presift.cache.redis_url import SENTINEL_SCHEMES
+from presift.cache.redis_url import CLUSTER_SCHEMES, SENTINEL_SCHEMES
 from presift.cache.store import CacheLimits, CacheObserver, Store, ignore
 from presift.core.errors import InvalidRequest
 
-_SCHEMES = ("memory", "redis", "rediss", "unix", *SENTINEL_SCHEMES)
+_SCHEMES = ("memory", "redis", "rediss", "unix", *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 
 
 def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserver = ignore, salt: str = "") -> Store:

@@ -15,24 +15,27 @@ from redis.asyncio.connection import parse_url
 from presift.core.errors import InvalidRequest
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
-_SENTINEL_PORT = 26379
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+_PORT, _SENTINEL_PORT = 6379, 26379
 # Parameters with the login of the Sentinels; the one before @ is that of the server.
 _SENTINEL_LOGIN = {"sentinel_username": "username", "sentinel_password": "password"}
 
 _FORM = "redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], rediss://... or unix:///PATH"
 _SENTINEL_FORM = "redis+sentinel://[[USER]:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/NUMBER]"
+_CLUSTER_FORM = "redis+cluster://[[USER]:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
 _ENCODED = "encode # as %23, / as %2F, ? as %3F and @ as %40 in a password"
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
     """`options` are redis-py's, of a connection. With `sentinels` (host, port), these name the primary of `service`;
-    `sentinel_options` are those of a connection to them."""
+    `sentinel_options` are those of a connection to them. `nodes` (host, port): those of a cluster, or some of them."""
 
     options: dict[str, Any] = field(repr=False)
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str = ""
     sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    nodes: tuple[tuple[str, int], ...] = ()
 
 
 def read_redis_url(url: str) -> RedisAddress:
@@ -46,6 +49,8 @@ def read_redis_url(url: str) -> RedisAddress:
             raise _refused("a URL with more than one @", f"{_FORM}; {_ENCODED}")
         if parts.scheme in SENTINEL_SCHEMES:
             return _by_sentinel(parts, login, hosts)
+        if parts.scheme in CLUSTER_SCHEMES:
+            return _of_a_cluster(parts, login, hosts)
         if parts.scheme == "unix":
             _check_socket(hosts, parts.path)
         else:
@@ -56,7 +61,7 @@ def read_redis_url(url: str) -> RedisAddress:
 
 
 def _by_sentinel(parts: SplitResult, login: str, hosts: str) -> RedisAddress:
-    sentinels = tuple(_host_and_port(each) for each in hosts.split(","))
+    sentinels = tuple(_host_and_port(each, _SENTINEL_PORT, _SENTINEL_FORM) for each in hosts.split(","))
     path = re.fullmatch(r"/([A-Za-z0-9._-]+)(/[0-9]+)?", parts.path)
     if path is None:
         raise _refused("a URL whose path is no service of a Sentinel", f"{_SENTINEL_FORM}; {_ENCODED}")
@@ -70,16 +75,28 @@ def _by_sentinel(parts: SplitResult, login: str, hosts: str) -> RedisAddress:
     return RedisAddress(options, sentinels, path[1], {"ssl": scheme == "rediss", **tls, **logins})
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _of_a_cluster(parts: SplitResult, login: str, hosts: str) -> RedisAddress:
+    nodes = tuple(_host_and_port(each, _PORT, _CLUSTER_FORM) for each in hosts.split(","))
+    scheme = parts.scheme.partition("+")[0]
+    options: dict[str, Any] = dict(parse_url(f"{scheme}://{login}@host{parts.path}?{parts.query}"))
+    if parts.path not in ("", "/", "/0") or options.pop("db", 0):
+        raise _refused("a URL with a database", f"{_CLUSTER_FORM}: a cluster has no other than 0; {_ENCODED}")
+    del options["host"]
+    if options.pop("connection_class", None) is not None:
+        options["ssl"] = True
+    return RedisAddress(options, nodes=nodes)
+
+
+def _host_and_port(text: str, port: int, form: str) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if not parts.hostname:
-        raise _refused("a URL without a host", f"{_SENTINEL_FORM}; {_ENCODED}")
-    return parts.hostname, parts.port or _SENTINEL_PORT
+        raise _refused("a URL without a host", f"{form}; {_ENCODED}")
+    return parts.hostname, parts.port or port
 
 
 def _check_server(hosts: str, parts: SplitResult) -> None:
     if "," in hosts:
-        raise _refused("a URL with a list of hosts", f"{_SENTINEL_FORM}; Redis Cluster is not supported")
+        raise _refused("a URL with a list of hosts", f"{_CLUSTER_FORM}, or {_SENTINEL_FORM}")
     if not parts.hostname:
         raise _refused("a URL without a host", f"{_FORM}; {_ENCODED}")
     if not re.fullmatch(r"/?|/[0-9]+", parts.path):

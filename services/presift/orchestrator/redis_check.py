@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from presift.cache.redis_build_lock import RedisBuildLock
 from presift.cache.redis_client import CacheUnavailable, RedisClient
@@ -15,24 +16,29 @@ from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
 # The longest wait for one answer.
 CHECK_S = 3.0
 
-_NOT_A_CLUSTER = "one with cluster_enabled off: presift does not support Redis Cluster"
 # By mode or code: what the server must be instead.
 _REQUIRED = {
-    "cluster": _NOT_A_CLUSTER,
-    "sentinel": "redis+sentinel://HOST[:PORT],.../SERVICE, to use the server that this Sentinel watches",
     "NOPERM": "one whose user has the rights in ops/security.md",
     "NOAUTH": "one that accepts the URL's user and password",
     "WRONGPASS": "one that accepts the URL's user and password",
-    "MOVED": _NOT_A_CLUSTER,
-    "ASK": _NOT_A_CLUSTER,
-    "CROSSSLOT": _NOT_A_CLUSTER,
-    "CLUSTERDOWN": _NOT_A_CLUSTER,
     "READONLY": "the primary, not a replica",
     "OOM": "one with free memory: raise its maxmemory, or set its maxmemory-policy to allkeys-lru",
 }
+_CLUSTER_URL = "redis+cluster://HOST[:PORT],..., to use the cluster that this server belongs to"
+_OF_ONE_SERVER = {
+    "cluster": _CLUSTER_URL,
+    "sentinel": "redis+sentinel://HOST[:PORT],.../SERVICE, to use the server that this Sentinel watches",
+    "MOVED": _CLUSTER_URL,
+    "ASK": _CLUSTER_URL,
+    "CROSSSLOT": _CLUSTER_URL,
+    "CLUSTERDOWN": _CLUSTER_URL,
+}
+_OF_A_CLUSTER = {"ERR": "servers with cluster-enabled yes; redis://HOST[:PORT] is for one server"}
 _OTHERWISE = "Redis 6 or later, or Valkey, with the URL's database; its log may say more"
 # These end by themselves.
 _TRANSIENT = frozenset(("LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN"))
+# These too, of a cluster that replaces a primary or moves slots.
+_TRANSIENT_IN_A_CLUSTER = _TRANSIENT | {"CLUSTERDOWN", "MOVED", "ASK"}
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +67,23 @@ async def check_redis(url: str, *, has_limits: bool) -> None:
 
 async def _refusal(redis: RedisClient, *, has_limits: bool) -> InvalidRequest | None:
     """Raises CacheUnavailable if the server does not answer, or not yet."""
-    mode = await redis.mode(CHECK_S)
-    if mode in _REQUIRED:
-        return InvalidRequest("cache_url", f"a server in {mode} mode", _REQUIRED[mode])
+    required = _REQUIRED | (_OF_A_CLUSTER if redis.is_cluster else _OF_ONE_SERVER)
+    transient = _TRANSIENT_IN_A_CLUSTER if redis.is_cluster else _TRANSIENT
+    mode = "" if redis.is_cluster else await redis.mode(CHECK_S)
+    if mode in required:
+        return InvalidRequest("cache_url", f"a server in {mode} mode", required[mode])
     store = RedisStore(redis, CacheLimits())
     checks = {"the cache's commands": store.check, "the cache's scripts": RedisBuildLock(store).check}
+    checks["redirections"] = redis.check_redirections
     if has_limits:
         checks["the scripts of tokens_per_minute"] = TokenRateLimit(redis).check
         checks["the scripts of concurrency"] = RedisConcurrencyLimit(redis).check
     for what, check in checks.items():
         try:
-            await check(CHECK_S)
+            await redis.on_each_primary(partial(check, CHECK_S))  # each has its own users, memory and settings
         except CacheUnavailable as error:
-            if not error.code or error.code in _TRANSIENT:
+            if not error.code or error.code in transient:
                 raise
-            required = _REQUIRED.get(error.code, _OTHERWISE)
-            return InvalidRequest("cache_url", f"a server that refuses {what} ({error.code})", required)
+            value = f"a server that refuses {what} ({error.code})"
+            return InvalidRequest("cache_url", value, required.get(error.code, _OTHERWISE))
     return None

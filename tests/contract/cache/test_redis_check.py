@@ -2,17 +2,13 @@
 
 import asyncio
 import re
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
-from presift.cache.embedded import embedded_cache, valkey_binary
+from presift.cache.embedded import embedded_cache
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.redis_check import check_redis
 
@@ -35,33 +31,6 @@ def admin(valkey_path: str) -> Iterator[Redis]:
         client.config_set("maxmemory-policy", "allkeys-lru")
         client.execute_command("REPLICAOF", "NO", "ONE")
         client.config_set("requirepass", "")
-
-
-@pytest.fixture
-def cluster_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One node of a cluster, which serves all slots."""
-    folder = tmp_path_factory.mktemp("c")
-    path = folder / "s"
-    command = [str(valkey_binary()), "--port", "0", "--unixsocket", str(path), "--cluster-enabled", "yes"]
-    command += ["--cluster-port", free_port(), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, Redis(unix_socket_path=str(path)) as client:
-        try:
-            for _ in range(500):
-                try:
-                    client.ping()
-                    break
-                except RedisConnectionError:
-                    time.sleep(0.02)
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            yield str(path)
-        finally:
-            process.terminate()
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def rights() -> list[str]:
@@ -93,7 +62,7 @@ async def test_the_rights_in_the_manual_suffice(admin: Redis, valkey_path: str) 
     await check_redis(f"unix://presift:{PASSWORD}@{valkey_path}", has_limits=True)
 
 
-# +hello only tells a cluster sooner; +select is for a URL with a database.
+# +hello only tells a mode sooner; +select is for a URL with a database.
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "missing", [each for each in rights() if each[0] in "~+" and each not in ("+hello", "+select")]
@@ -130,17 +99,26 @@ async def test_a_wrong_login_is_named(login: str, code: str, admin: Redis, valke
 
 
 @pytest.mark.asyncio
-async def test_a_cluster_is_named_though_this_node_serves_all(cluster_path: str) -> None:
-    error = await refusal_of(f"unix://{cluster_path}")
-    assert "cluster" in str(error.value) and "cluster_enabled" in str(error.limit)
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("answer", ["MOVED 1 127.0.0.1:1", "CROSSSLOT keys", "CLUSTERDOWN it"])
+@pytest.mark.parametrize("answer", ["MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CROSSSLOT keys", "CLUSTERDOWN it"])
 async def test_a_cluster_that_hides_its_mode_is_named(answer: str) -> None:
     async with answering(answer) as url:
         error = await refusal_of(url)
-    assert f"({answer.partition(' ')[0]})" in str(error.value) and "cluster_enabled" in str(error.limit)
+    assert f"({answer.partition(' ')[0]})" in str(error.value) and "redis+cluster://" in str(error.limit)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("answer", "code", "fix"),
+    [
+        ("ERR This instance has cluster support disabled", "(ERR)", "redis://HOST"),
+        ("NOPERM no permissions to run the 'cluster|slots' command", "(NOPERM)", "ops/security.md"),
+        ("NOAUTH Authentication required.", "(NOAUTH)", "password"),
+    ],
+)
+async def test_one_server_in_place_of_a_cluster_is_named(answer: str, code: str, fix: str) -> None:
+    async with answering(answer) as url:
+        error = await refusal_of(url.replace("redis://", "redis+cluster://"))
+    assert code in str(error.value) and fix in str(error.limit)
 
 
 @pytest.mark.asyncio

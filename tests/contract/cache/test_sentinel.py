@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-import socket
 import subprocess
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
 
 from presift.cache.embedded import valkey_binary
 from presift.cache.factory import open_build_lock, open_store
@@ -27,17 +24,12 @@ from presift.orchestrator.admission.quotas import FailureMode
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.redis_check import check_redis
 
+from ..fakes.valkeys import PASSWORD, free_port, run_valkey, wait_until
+
 PATIENT = CacheLimits(timeout_s=5.0, put_timeout_s=5.0, rest_s=0.1)
 DIGEST = hashlib.sha256(b"a prompt").hexdigest()
 VALUE = CompressedPrompt(TokenMask(np.ones(8, np.bool_)), (1,), 1.0, ModelInfo("draft", "r1", "f", 1, 1, 1, 1))
-PASSWORD, SENTINEL_PASSWORD = "server-s3cret", "sentinel-s3cret"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+SENTINEL_PASSWORD = "sentinel-s3cret"
 
 
 @dataclass
@@ -83,10 +75,7 @@ class Watched:
         wait_until(lambda: self.sentinel.sentinel_master("main")["port"] == port)
 
     def _run(self, name: str, port: int, *options: str) -> None:
-        folder = self.folder / name
-        folder.mkdir()
-        command = [str(valkey_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *options]
-        self.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        self.processes.append(run_valkey(self.folder / name, "--port", str(port), *options))
 
     def _run_sentinel(self, primary_port: int) -> None:
         config = self.folder / "sentinel.conf"
@@ -104,16 +93,6 @@ class Watched:
         for process in self.processes:
             process.kill()
             process.wait()
-
-
-def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(RedisError, KeyError):
-            if condition():
-                return
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

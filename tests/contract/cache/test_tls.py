@@ -94,6 +94,21 @@ async def sentinel_port(port: int, context: ssl.SSLContext) -> AsyncIterator[int
     state = {"name": "main", "ip": "127.0.0.1", "port": str(port), "flags": "master", "num-other-sentinels": "0"}
     parts = [part for pair in state.items() for part in pair]
     answer = f"*1\r\n*{len(parts)}\r\n" + "".join(f"${len(part)}\r\n{part}\r\n" for part in parts)
+    async with answering(answer, context) as own_port:
+        yield own_port
+
+
+@pytest.fixture
+async def node_port(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Of a node that says that the server at `port` has all slots."""
+    answer = f"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$2\r\nid\r\n"
+    async with answering(answer, context) as own_port:
+        yield own_port
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: str, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """The port of a server that answers each command with `answer`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -149,3 +164,11 @@ async def test_sentinels_and_their_server_are_reached_by_tls(sentinel_port: int,
     for url in (f"rediss+sentinel://{hosts}/main", f"redis+sentinel://{hosts}/main"):  # no trust, no TLS
         value, outcomes = await round_trip(url)
         assert value is None and outcomes == {Outcome.ERROR: 2}
+
+
+@pytest.mark.asyncio
+async def test_a_cluster_is_trusted_by_the_same_authority(node_port: int, authority: Path) -> None:
+    value, outcomes = await round_trip(f"rediss+cluster://localhost:{node_port}?ssl_ca_certs={authority}")
+    assert value == VALUE and outcomes == {Outcome.STORED: 1, Outcome.HIT: 1}
+    value, outcomes = await round_trip(f"rediss+cluster://localhost:{node_port}")
+    assert value is None and outcomes.total() == 2

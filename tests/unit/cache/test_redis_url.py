@@ -38,6 +38,14 @@ def test_tls_is_for_sentinels_and_server():
     assert address.sentinel_options == {"ssl": True, "ssl_ca_certs": "/ca.pem", "username": "watcher"}
 
 
+def test_some_nodes_name_a_cluster():
+    address = read_redis_url("redis+cluster://app:p%40w@one,two:7001,[::1]/0?db=0")
+    assert address.nodes == (("one", 6379), ("two", 7001), ("::1", 6379)) and not address.sentinels
+    assert address.options == {"username": "app", "password": "p@w"} and "p@w" not in repr(address)
+    address = read_redis_url("rediss+cluster://one?ssl_ca_certs=/ca.pem")
+    assert address.options == {"ssl": True, "ssl_ca_certs": "/ca.pem"} and address.nodes == (("one", 6379),)
+
+
 @pytest.mark.parametrize(
     ("url", "value", "fix"),
     [
@@ -50,7 +58,7 @@ def test_tls_is_for_sentinels_and_server():
         ("rediss://:secret@:6379/0", "without a host", "HOST"),
         ("redis:cache", "without a host", "HOST"),
         ("redis://one:26379,two:26379/0", "a list of hosts", "redis+sentinel://"),
-        ("redis://app:sec,ret@one,two", "a list of hosts", "Cluster is not supported"),
+        ("redis://app:sec,ret@one,two", "a list of hosts", "redis+cluster://"),
         ("redis://:sec@ret@cache", "more than one @", "%40"),
         ("redis://cache/secret", "no database number", "[/NUMBER]"),
         ("redis://cache/-1", "no database number", "[/NUMBER]"),
@@ -69,7 +77,13 @@ def test_tls_is_for_sentinels_and_server():
         ("redis+sentinel://one,,two/main", "without a host", "HOST"),
         ("redis+sentinel://:sec@ret@one/main", "more than one @", "%40"),
         ("redis+sentinel://one:secret/main", "unreadable", "PORT"),
-        ("redis+cluster://one,two", "a list of hosts", "Cluster is not supported"),
+        ("redis+cluster://one,two/1", "a database", "no other than 0"),
+        ("redis+cluster://one?db=2", "a database", "no other than 0"),
+        ("redis+cluster://one/main", "a database", "no other than 0"),
+        ("redis+cluster://", "without a host", "HOST"),
+        ("redis+cluster://one,,two", "without a host", "redis+cluster://"),
+        ("redis+cluster://one:secret", "unreadable", "PORT"),
+        ("redis+cluster://:sec@ret@one", "more than one @", "%40"),
         ("unix://run/valkey.sock", "without an absolute path", "unix:///PATH"),
         ("unix://:secret@", "without an absolute path", "unix:///PATH"),
     ],

@@ -112,7 +112,9 @@ def test_the_authority_of_the_cache_goes_into_its_url():
     assert without.resolved_cache_url() == "rediss://host?ssl_ca_certs=%2Fa+b%2Fca.pem"
     sentinels = settings(OrchestratorSettings, "--cache-url=rediss+sentinel://one,two/main", *given)
     assert sentinels.resolved_cache_url() == "rediss+sentinel://one,two/main?ssl_ca_certs=%2Fa+b%2Fca.pem"
-    with pytest.raises(PresiftError, match="cache_ca needs a rediss:// or rediss\\+sentinel:// cache_url"):
+    cluster = settings(OrchestratorSettings, "--cache-url=rediss+cluster://one,two", *given)
+    assert cluster.resolved_cache_url() == "rediss+cluster://one,two?ssl_ca_certs=%2Fa+b%2Fca.pem"
+    with pytest.raises(PresiftError, match="cache_ca needs a rediss://, rediss\\+sentinel:// or rediss\\+cluster:// "):
         settings(OrchestratorSettings, *given).resolved_cache_url()
 
 

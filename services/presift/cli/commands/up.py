@@ -44,7 +44,7 @@ def up(
     cache_url: Annotated[
         str | None,
         typer.Option(
-            help="redis://, rediss:// or redis+sentinel:// URL; starts a local Valkey if unset",
+            help="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL; starts a local Valkey if unset",
             envvar="PRESIFT_CACHE_URL",
         ),
     ] = None,

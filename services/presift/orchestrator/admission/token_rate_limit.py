@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import floor
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from presift.cache.redis_client import RedisClient
@@ -111,7 +112,7 @@ class _RedisCounts:
     def __init__(self, redis: RedisClient, timeout_s: float) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
-        self._limiter = SlidingWindowCounterRateLimiter(_storage(redis))
+        self._limiter = SlidingWindowCounterRateLimiter(_Storage(redis))
 
     async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
         item = RateLimitItemPerMinute(limit)
@@ -124,10 +125,10 @@ class _RedisCounts:
         return await self._run(hit)
 
     async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
-        # The library's keys (`RedisStorage._current_window_key`).
-        current = f"{_PREFIX}:{{{RateLimitItemPerMinute(limit).key_for(tenant)}}}"
-        arguments = (f"{current}/-1", current, round(WINDOW_S * 1000), tokens, round(age_s * 1000))
-        await self._redis.execute("EVAL", _GIVE_BACK, 2, *arguments, timeout_s=self._timeout_s)
+        arguments = (round(WINDOW_S * 1000), tokens, round(age_s * 1000))
+        await self._redis.execute(
+            "EVAL", _GIVE_BACK, 2, *_counters(tenant, limit), *arguments, timeout_s=self._timeout_s
+        )
 
     async def check(self, timeout_s: float) -> None:
         checked, tenant = _RedisCounts(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
@@ -135,14 +136,39 @@ class _RedisCounts:
             await checked.take(tenant, 1, 1)
         await checked.give_back(tenant, 1, 1, 0.0)
         # What the library's script does only when a minute has passed.
-        keys = (f"{{{_PREFIX}:{tenant}}}", f"{{{_PREFIX}:{tenant}}}/-1")
-        await self._redis.execute("EVAL", _MOVE, 2, *keys, timeout_s=timeout_s)
+        await self._redis.execute("EVAL", _MOVE, 2, *reversed(_counters(tenant, 1)), timeout_s=timeout_s)
 
     async def _run(self, call: Callable[[], Awaitable[T]]) -> T:
         return await self._redis.attempt(call, self._timeout_s)
 
 
-def _storage(redis: RedisClient) -> RedisStorage:
-    # The URL only selects the client library; the address is the pool's.
-    pool: dict[str, object] = {"connection_pool": redis.pool}
-    return RedisStorage("async+redis://", implementation="redispy", key_prefix=_PREFIX, **pool)  # type: ignore[arg-type]
+class _Storage(RedisStorage):
+    """The library's storage, which sends its scripts through `redis`: to one server, or to a cluster."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._scripts = _Scripts(redis)
+        super().__init__("async+redis://", implementation="redispy", key_prefix=_PREFIX)
+
+    def configure_bridge(self) -> None:
+        bridge = cast(RedispyBridge, self.bridge)
+        bridge.connection_getter = lambda readonly: cast(Any, self._scripts)
+
+
+class _Scripts:
+    """What the library needs of a client. EVAL, not EVALSHA: a server that has just become a primary has no script."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    def register_script(self, script: bytes) -> Callable[[list[str], list[int]], Awaitable[object]]:
+        async def run(keys: list[str], arguments: list[int]) -> object:
+            return await self._redis.send("EVAL", script, len(keys), *keys, *arguments)
+
+        return run
+
+
+def _counters(tenant: str, limit: int) -> tuple[str, str]:
+    """The library's keys of the window before and of the current one (`RedisStorage._current_window_key`). What is in
+    braces is the same, so that a cluster keeps both on one server."""
+    current = f"{_PREFIX}:{{{RateLimitItemPerMinute(limit).key_for(tenant)}}}"
+    return f"{current}/-1", current

@@ -56,8 +56,8 @@ class CacheSettings(BaseModel):
     cache_url: Annotated[
         SecretStr,
         Field(
-            description="memory://, redis://, rediss://, unix:// or redis+sentinel://HOST,HOST/SERVICE;"
-            " Redis 6 or later, or Valkey, no cluster"
+            description="memory://, redis://, rediss://, unix://, redis+sentinel://HOST,HOST/SERVICE or"
+            " redis+cluster://HOST,HOST; Redis 6 or later, or Valkey"
         ),
     ] = SecretStr("memory://")
     cache_url_file: Annotated[

@@ -97,6 +97,6 @@ class OrchestratorSettings(
         url = self.secret("cache_url")
         if self.cache_ca is None:
             return url
-        if not url.lower().startswith(("rediss://", "rediss+sentinel://")):
-            raise PresiftError("cache_ca needs a rediss:// or rediss+sentinel:// cache_url")
+        if not url.lower().startswith(("rediss://", "rediss+sentinel://", "rediss+cluster://")):
+            raise PresiftError("cache_ca needs a rediss://, rediss+sentinel:// or rediss+cluster:// cache_url")
         return f"{url}{'&' if '?' in url else '?'}{urlencode({'ssl_ca_certs': self.cache_ca})}"
