@@ -43,8 +43,12 @@ from .versions import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _FLAGS = ("--no-calibrate", "--guard-share=0", "--http-listen=127.0.0.1:0")
-# What is protected of a chat with a tool must fit, and a draft that stands still is waited for.
-_CAPACITY = ("--capacity=230", "--kv-capacity=220", "--cascade-capacity=260", "--draft-timeout-s=60")
+# What is protected of a chat with a tool must fit, and a draft that stands still is waited for. "auto" would choose by
+# the speeds that an orchestrator has seen.
+_SAME_CHOICES = (
+    *("--capacity=230", "--kv-capacity=220", "--cascade-capacity=260"),
+    *("--draft-timeout-s=60", "--kv-lookahead=draft"),
+)
 # So long a service has served before the next one is replaced.
 _BETWEEN_S = 2.0
 _fresh = count(3_000_000)
@@ -120,7 +124,7 @@ async def mixes(
         drafts=0,
         targets=0,
         orchestrators=0,
-        orchestrator_flags=(*_FLAGS, *_CAPACITY, f"--tokenizer={model}"),
+        orchestrator_flags=(*_FLAGS, *_SAME_CHOICES, f"--tokenizer={model}"),
         cache_ttl_s=600,
         cache_timeout_s=1.0,
         direct_cache=True,

@@ -114,7 +114,7 @@ def grpc_calls() -> list[dict[str, Any]]:
         {"token_ids": _IDS, "protected_spans": [(0, 4)], "route": Route.SPEC_PC},
         {"messages": _CHAT, "tools": [_TOOL], "route": Route.FULL, "max_new_tokens": 240},
         {"messages": _CHAT, "tools": [_TOOL], "route": Route.SPEC_KV},
-        {"prompt": _TEXT, "route": "auto", "max_prompt_tokens": 190, "strict": True},
+        {"prompt": _TEXT, "route": Route.SPEC_PC, "max_prompt_tokens": 190, "strict": True},
         {"prompt": _TEXT, "route": Route.SPEC_KV, "kv_selection": "draft_mask"},
         {"prompt": _TEXT, "route": Route.SPEC_PC, "auto_coverage": 0.5, "auto_min_tokens": 20, "auto_max_tokens": 90},
         {"prompt": _TEXT, "route": Route.FULL, "choices": 2, "top_logprobs": 2, "seed": 7, "temperature": 0.5},

@@ -88,18 +88,16 @@ class ValkeyCluster:
 
 
 @contextlib.contextmanager
-def valkey_cluster(folder: Path, replicas: int = 0, options: tuple[str, ...] = ()) -> Iterator[ValkeyCluster]:
+def valkey_cluster(folder: Path, replicas: int = 0) -> Iterator[ValkeyCluster]:
     """Runs until the block ends. A replica replaces a primary that is silent for half a second."""
     ports = [free_port() for _ in range(3 + replicas)]
-    login = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
-    common = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--save", "", *login, *options)
-    common += ("--repl-diskless-sync-delay", "0")
+    common = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", "", "--repl-diskless-sync-delay", "0")
     processes = []
     servers = [Redis(port=port, password=PASSWORD) for port in ports]
     try:
         for port in ports:
-            own = ("--port", str(port), "--cluster-port", str(free_port()))
-            processes.append(run_valkey(folder / str(port), *own, *common))
+            own = ("--port", str(port), "--cluster-port", str(free_port()), "--cluster-node-timeout", "500")
+            processes.append(run_valkey(folder / str(port), "--cluster-enabled", "yes", *own, *common))
         form(servers, replicas)
         yield ValkeyCluster(servers, processes, ports)
     finally:
