@@ -97,7 +97,7 @@ def _engines() -> Iterator[Row]:
         tests = (
             "all tests, on a CPU; the version in [ops/locks](ops/locks) and the images"
             if version == locked
-            else "all of `tests/e2e/spec_kv`, on a CPU (`make sglang-canary`), with torch and transformers of ops/locks"
+            else "all of `tests/e2e/spec_kv`, on a CPU (`make sglang-canary`), with the lock's torch and transformers"
         )
         yield _served(f"SGLang {version}", tests)
     condition = 'KV is dropped if every hook is in place and the check at start passes; `GetInfo` says "(untested)"'

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from .versions import EARLIER, NoEarlierVersion, differences, earlier_commit
+from .versions import EARLIER, NoEarlierVersion, differences, earlier_commit, git_environment
 
 
 def git(root: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "tag.gpgsign=false")
     command = ["git", "-C", str(root), *identity, *arguments]
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+    environment = git_environment() | {"GIT_CONFIG_GLOBAL": os.devnull}
+    return subprocess.run(command, capture_output=True, check=True, text=True, env=environment).stdout.strip()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -25,7 +24,7 @@ from presift_client import AsyncClient, Generation
 from .bare_stack import with_tokenizer
 from .results import Results
 from .stack import Member, Plan, Stack, code_of
-from .traffic import HEAD_TOKENS, Oracle, prompt_of
+from .traffic import HEAD_TOKENS, Book, Oracle, prompt_of
 from .upgrade import NUMBERS, Patient, Pulse, UpgradeRow, calling_http, order_of
 from .versions import (
     NEW,
@@ -174,7 +173,7 @@ async def test_an_old_and_a_new_orchestrator_build_a_value_once(mixes: Mixes, fi
             while not await mixes.link.keys("presift:*:lease"):
                 await asyncio.sleep(0.02)
         waiter = asyncio.create_task(masked(mixes.stack.proxies[names[second]].address, ids))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.3)  # a draft that stands still for 4 s is given up
     finally:
         mixes.stack.signal(draft, signal.SIGCONT)
     answers = await asyncio.gather(holder, waiter)
@@ -213,14 +212,19 @@ async def test_an_upgrade_and_a_rollback_lose_no_call(
         async with AsyncClient(stack.addresses[0]) as client:
             await oracle.learn(client, NUMBERS)
         calls = Patient(stack.addresses, oracle).asking()
+        steps = list[tuple[str, float, slice, slice]]()
         async with calls as book, calling_http(stack) as http, Pulse().measuring() as pulse:
             for version in (NEW, old):
                 for name in sorted(stack.members, key=order_of):
-                    began_s, seen = time.monotonic(), len(http)
+                    # A call belongs to the step in which it ends: the end of a service meets calls that began before.
+                    seen = len(book.calls), len(http)
                     await stack.end(name)
                     stack.members[name].environment |= version.code
                     await stack.launch(name)
                     await asyncio.sleep(_BETWEEN_S)
-                    step = f"{name}: {version.name}"
-                    rows.append(UpgradeRow.of(step, book.since(began_s), http[seen:], pulse.take_s()))
+                    ended = slice(seen[0], len(book.calls)), slice(seen[1], len(http))
+                    steps.append((f"{name}: {version.name}", pulse.take_s(), *ended))
+            last = slice(len(book.calls), None), slice(len(http), None)
+        steps.append(("the last calls", 0.0, *last))
+    rows += [UpgradeRow.of(step, Book(book.calls[of]), http[of_http], stall) for step, stall, of, of_http in steps]
     assert [complaint for row in rows for complaint in row.complaints()] == []

@@ -163,7 +163,7 @@ class UpgradeRow:
 
     @classmethod
     def of(cls, step: str, book: Book, http: Sequence[HttpCall], stall_s: float) -> UpgradeRow:
-        """From the calls over gRPC and HTTP that began in this step."""
+        """From the calls over gRPC and HTTP that ended in this step."""
         errors = book.errors + Counter(call.error for call in http if call.error)
         fallbacks = book.fallbacks + Counter(call.fallback for call in http if call.fallback)
         faults = book.faults + Counter(call.fault for call in http if call.fault)

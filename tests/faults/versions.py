@@ -59,9 +59,15 @@ def unpack(commit: str, folder: Path) -> Path:
     return folder
 
 
+def git_environment() -> dict[str, str]:
+    """This process's, without what names another repository (in a hook of Git) or translates messages."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
+
+
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, check=False, env=git_environment())
     except FileNotFoundError as error:
         return subprocess.CompletedProcess(arguments, 127, b"", str(error).encode())
 
@@ -82,8 +88,13 @@ class Version:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        async with asyncio.timeout(_CLIENT_S):
-            out, err = await process.communicate(json.dumps(calls).encode())
+        try:
+            async with asyncio.timeout(_CLIENT_S):
+                out, err = await process.communicate(json.dumps(calls).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode == 0, err.decode()
         results: list[Any] = json.loads(out)
         return results

@@ -30,7 +30,7 @@ _OTHER_NODES = NOT_PRIMARY | {"CLUSTERDOWN", "MOVED", "ASK"}
 _HOPS = 5
 # A look-up asks the nodes in random order. One that does not answer for so long is given up, as often as this.
 _LOOK_UP_TIMEOUT_S, _LOOK_UPS = 0.5, 6
-# How often a check with random keys runs, for each primary that has had none of the keys.
+# How often a check with random keys runs for each primary, at most: a primary is then missed once in e**20.
 _ROUNDS = 20
 
 
@@ -78,10 +78,10 @@ class Cluster:
     async def on_each_primary(self, check: Callable[[], Awaitable[None]]) -> None:
         """Run `check`, whose keys are random, until each primary has carried out one of its commands."""
         self._reached.clear()
-        rounds, missing = 0, {""}
-        while missing and rounds <= _ROUNDS * len(missing):
+        rounds, primaries = 0, {""}
+        while primaries - self._reached and rounds <= _ROUNDS * len(primaries):
             await check()
-            rounds, missing = rounds + 1, {node.name for node in self._client.get_primaries()} - self._reached
+            rounds, primaries = rounds + 1, {node.name for node in self._client.get_primaries()}
 
     async def check_asking(self) -> None:
         """Send each primary what precedes the commands of a slot on its way to it."""

@@ -43,8 +43,12 @@ def read_redis_url(url: str) -> RedisAddress:
     if "#" in url:
         raise _refused("a URL with a fragment (#)", f"one without; {_ENCODED}")
     try:
-        parts = urlsplit(url)
-        login, _, hosts = parts.netloc.rpartition("@")
+        scheme, _, rest = url.partition("://")
+        authority = re.split("[/?]", rest, maxsplit=1)[0]
+        login, _, hosts = authority.rpartition("@")
+        is_list = scheme.lower() in (*SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
+        # Newer versions of Python refuse a list in which a host is an IPv6 address.
+        parts = urlsplit(f"{scheme}://{rest.removeprefix(authority)}" if is_list else url)
         if "@" in login:
             raise _refused("a URL with more than one @", f"{_FORM}; {_ENCODED}")
         if parts.scheme in SENTINEL_SCHEMES:
@@ -82,7 +86,13 @@ def _of_a_cluster(parts: SplitResult, login: str, hosts: str) -> RedisAddress:
     if parts.path not in ("", "/", "/0") or options.pop("db", 0):
         raise _refused("a URL with a database", f"{_CLUSTER_FORM}: a cluster has no other than 0; {_ENCODED}")
     del options["host"]
-    if options.pop("connection_class", None) is not None:
+    is_tls = options.pop("connection_class", None) is not None
+    # Without TLS, redis-py's cluster client ignores them.
+    if not is_tls and any(name.startswith("ssl_") for name in options):
+        raise _refused("a URL with parameters of TLS", f"{_CLUSTER_FORM}, or rediss+cluster:// for TLS")
+    if any(name not in ("username", "password") and not name.startswith("ssl_") for name in options):
+        raise _refused("a URL with an unknown parameter", f"{_CLUSTER_FORM}, for TLS with ssl_ca_certs and its like")
+    if is_tls:
         options["ssl"] = True
     return RedisAddress(options, nodes=nodes)
 

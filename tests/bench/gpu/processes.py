@@ -110,7 +110,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         if time.monotonic() > deadline_s:
             break
         time.sleep(0.02)
-    process.wait()
+    # A process that waits for the GPU's driver cannot be killed.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
 
 
 def _session(leader: int) -> Iterator[int]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from gpu.configurations import Configuration, configurations, timings  # noqa: E402
 from gpu.processes import Ending, Job, run  # noqa: E402
-from gpu.results import NOT_RUN, Store, is_failed, table  # noqa: E402
+from gpu.results import NOT_RUN, REFUSED, Store, is_failed, table  # noqa: E402
 
 CHILD = HERE / "one_configuration.py"
 RESULTS = HERE.parent / "results"
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None, child: Path = CHILD) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     print(table(chosen, store, unable))
-    return int(any(is_failed(store.read(each.name)) for each in chosen))
+    found = [result for each in chosen if (result := store.read(each.name)) is not None]
+    # If SGLang takes no configuration at all, nothing was checked.
+    return int(any(map(is_failed, found)) or (len(found) > 1 and all(each["status"] == REFUSED for each in found)))
 
 
 def _interrupt(*_: Any) -> None:

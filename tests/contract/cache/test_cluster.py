@@ -143,9 +143,11 @@ async def test_a_cluster_without_slots_is_named(tmp_path: Path, caplog: pytest.L
     port = free_port()
     options = ("--port", str(port), "--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--save", "")
     with run_valkey(tmp_path / "node", *options) as process, Redis(port=port) as server:
-        wait_until(server.ping)
-        await check_redis(f"redis+cluster://127.0.0.1:{port}", has_limits=True)
-        process.kill()
+        try:
+            wait_until(server.ping)
+            await check_redis(f"redis+cluster://127.0.0.1:{port}", has_limits=True)
+        finally:
+            process.kill()
     assert "does not answer: CLUSTERDOWN" in caplog.text
 
 

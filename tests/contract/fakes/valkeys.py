@@ -89,14 +89,16 @@ class ValkeyCluster:
 
 @contextlib.contextmanager
 def valkey_cluster(folder: Path, replicas: int = 0) -> Iterator[ValkeyCluster]:
-    """Runs until the block ends. A replica replaces a primary that is silent for half a second."""
+    """Runs until the block ends. A replica replaces a primary that is silent for half a second; without replicas none
+    is given up so soon, because a busy machine may keep one waiting."""
+    timeout_ms = "500" if replicas else "15000"
     ports = [free_port() for _ in range(3 + replicas)]
     common = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", "", "--repl-diskless-sync-delay", "0")
     processes = []
     servers = [Redis(port=port, password=PASSWORD) for port in ports]
     try:
         for port in ports:
-            own = ("--port", str(port), "--cluster-port", str(free_port()), "--cluster-node-timeout", "500")
+            own = ("--port", str(port), "--cluster-port", str(free_port()), "--cluster-node-timeout", timeout_ms)
             processes.append(run_valkey(folder / str(port), "--cluster-enabled", "yes", *own, *common))
         form(servers, replicas)
         yield ValkeyCluster(servers, processes, ports)

@@ -65,7 +65,7 @@ def command(tmp_path, monkeypatch, capsys):
     child.write_text(textwrap.dedent(CHILD))
     monkeypatch.setattr(run, "configurations", lambda timed: [each for each in EVERY if each.name in FEW])
     # The limits of a rehearsal are seconds.
-    monkeypatch.setattr(run, "_REHEARSAL", 0.01)
+    monkeypatch.setattr(run, "_REHEARSAL", 0.05)
 
     def call(acts, *arguments):
         (tmp_path / "acts.json").write_text(json.dumps(acts))
@@ -160,10 +160,10 @@ def test_a_failure_is_the_exit_status_and_the_others_run(command, act):
 def test_a_configuration_that_hangs_is_ended_with_its_children(command, tmp_path):
     started_s = time.monotonic()
     status, printed, ran = command({"fa3": "hang"}, "--rehearse", "--only", "fa3,triton")
-    assert time.monotonic() - started_s < 20
+    assert time.monotonic() - started_s < 60
     assert status == 1
     assert ran == ["fa3", "triton"]
-    assert "FAIL fa3: ended at its limit of 2 s" in printed
+    assert "FAIL fa3: ended at its limit of 10 s" in printed
     assert not [pid for pid in (tmp_path / "pids").read_text().split() if is_alive(pid)]
 
 

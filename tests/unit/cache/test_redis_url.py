@@ -58,6 +58,8 @@ def test_some_nodes_name_a_cluster():
         ("rediss://:secret@:6379/0", "without a host", "HOST"),
         ("redis:cache", "without a host", "HOST"),
         ("redis://one:26379,two:26379/0", "a list of hosts", "redis+sentinel://"),
+        ("redis+cluster://one?ssl_ca_certs=/ca.pem", "parameters of TLS", "rediss+cluster://"),
+        ("redis+cluster://one?path=x", "an unknown parameter", "ssl_ca_certs"),
         ("redis://app:sec,ret@one,two", "a list of hosts", "redis+cluster://"),
         ("redis://:sec@ret@cache", "more than one @", "%40"),
         ("redis://cache/secret", "no database number", "[/NUMBER]"),

@@ -109,7 +109,7 @@ def evaluate(
             done = asyncio.run(evaluation.run(connection, settings, tenant))
         except KeyboardInterrupt:
             if file is None:
-                print_stderr("stopped; no prompt was asked yet, and the same command makes the suite's prompts anew")
+                print_stderr("stopped before any question; the same command begins again")
             else:
                 print_stderr(f"stopped; the same command continues with what {results} lacks")
             raise typer.Exit(_INTERRUPTED) from None

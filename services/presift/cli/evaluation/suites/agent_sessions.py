@@ -21,7 +21,12 @@ Messages = list[dict[str, str]]
 
 async def lines(wanted: Wanted, source: Source) -> AsyncIterator[Line]:
     """For each length and agent up to `per_task` sessions that are at least half as long. Raises ValueError for an
-    unknown task (agent), and if no session is long enough."""
+    unknown task (agent), if no session is long enough, and if an answer takes all of a length."""
+    if wanted.answer_tokens >= (shortest := min(wanted.lengths)):
+        raise ValueError(
+            f"max-new-tokens is {wanted.answer_tokens}; it must be less than {shortest}, the shortest of lengths, "
+            f"which count the answer too"
+        )
     file = source.packages[_PACKAGE].folder / "fixtures" / "agent_recorded" / "multi_turn_cases.json"
     sessions = _whole_sessions(json.loads(file.read_text(encoding="utf-8"))["cases"])
     agents = wanted.chosen(tuple(dict.fromkeys(agent for agent, _ in sessions.values())))

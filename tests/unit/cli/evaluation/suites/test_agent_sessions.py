@@ -42,3 +42,8 @@ async def test_sessions_that_are_all_too_short_are_an_error(lines):
 async def test_an_unknown_agent_is_named(lines):
     with pytest.raises(ValueError, match="tasks has 'cody'; each must be one of codex, claude"):
         await lines(agent_sessions.SUITE, tasks=("cody",))
+
+
+async def test_an_answer_that_leaves_no_room(lines):
+    with pytest.raises(ValueError, match="max-new-tokens is 40; it must be less than 40, the shortest of lengths"):
+        await lines(agent_sessions.SUITE, answer_tokens=40)
