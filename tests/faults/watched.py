@@ -66,9 +66,9 @@ def main() -> None:
         stall_s = 0.0 if stalls is None else stalls.take_s()
         fresh = path.with_suffix(".new")
         fresh.write_text(f"{tasks} {stall_s:.6f} {gc.get_freeze_count()} {next(numbers)}")
-        fresh.replace(path)
         if stalls is not None:
             stalls.begin()  # counting the objects has taken 25 ms
+        fresh.replace(path)  # last: whoever reads it may ask again at once
 
     signal.signal(signal.SIGUSR1, tell)
     sys.argv = sys.argv[1:]

@@ -57,6 +57,14 @@ class ValkeyCluster:
     processes: list[subprocess.Popen[bytes]]
     ports: list[int]
 
+    def stop(self) -> None:
+        for server in self.servers:
+            server.close()
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
     @property
     def url(self) -> str:
         return self.url_of("redis+cluster")
@@ -92,28 +100,31 @@ def valkey_cluster(folder: Path, replicas: int = 0) -> Iterator[ValkeyCluster]:
     """Runs until the block ends. A replica replaces a primary that is silent for half a second; without replicas none
     is given up so soon, because a busy machine may keep one waiting."""
     timeout_ms = "500" if replicas else "15000"
-    ports = [free_port() for _ in range(3 + replicas)]
     common = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", "", "--repl-diskless-sync-delay", "0")
-    processes = []
-    servers = [Redis(port=port, password=PASSWORD) for port in ports]
-    try:
-        for port in ports:
-            own = ("--port", str(port), "--cluster-port", str(free_port()), "--cluster-node-timeout", timeout_ms)
-            processes.append(run_valkey(folder / str(port), "--cluster-enabled", "yes", *own, *common))
-        form(servers, replicas)
-        yield ValkeyCluster(servers, processes, ports)
-    finally:
-        for server in servers:
-            server.close()
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", timeout_ms, *common)
+    with contextlib.ExitStack() as running:
+        cluster = None
+        while cluster is None:
+            cluster = _started(folder, 3 + replicas, options, running)
+        form(cluster.servers, replicas)
+        yield cluster
+
+
+def _started(folder: Path, count: int, options: tuple[str, ...], running: contextlib.ExitStack) -> ValkeyCluster | None:
+    """Servers that answer; None if one has ended, because another process had taken its port."""
+    ports, buses = [free_port() for _ in range(count)], [free_port() for _ in range(count)]
+    cluster = ValkeyCluster([Redis(port=port, password=PASSWORD) for port in ports], [], ports)
+    running.callback(cluster.stop)
+    for port, bus in zip(ports, buses, strict=True):
+        own = ("--port", str(port), "--cluster-port", str(bus))
+        cluster.processes.append(run_valkey(folder / f"{port}-{bus}", *own, *options))
+    for server, process in zip(cluster.servers, cluster.processes, strict=True):
+        wait_until(lambda server=server, process=process: process.poll() is not None or server.ping())
+    has_ended = any(process.poll() is not None for process in cluster.processes)
+    return None if has_ended else cluster
 
 
 def form(servers: list[Redis], replicas: int) -> None:
-    for server in servers:
-        wait_until(server.ping)
     bus = [int(server.config_get("cluster-port")["cluster-port"]) for server in servers]
     for number, server in enumerate(servers[:3]):
         server.cluster("ADDSLOTSRANGE", -(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3) - 1)
