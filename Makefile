@@ -107,10 +107,10 @@ test-models: $(STAMP) models demo-models ## all tests, with those on the real de
 selection-floors: models ## measure the recall of answers anew, after a change that is meant to change the selection (two minutes)
 	@$(BIN)/python tests/bench/selection_recall.py --model "$(PRESIFT_HOME)/models/$(TEST_MODEL)" --write
 
-faults: $(STAMP) ## kill, stop, starve and soak real processes, and run two versions together (35 minutes); writes tests/faults/RESULTS.md
+faults: $(STAMP) ## kill, stop, starve and soak real processes, and run two versions together (over half an hour); writes tests/faults/RESULTS.md
 	@$(BIN)/python -m pytest tests/faults --write-results
 
-versions: $(STAMP) ## run an earlier version's services, clients and cached values together with this one's, upgrade and roll back (OLD=<git ref>; default: the newest tag)
+versions: $(STAMP) ## run an earlier version's services, clients and cached values together with this one's, upgrade and roll back (OLD=<git ref>; default: the newest tag, else a commit of 2026-11-30)
 	@$(BIN)/python -m pytest tests/faults/test_versions.py --write-results $(if $(OLD),--old=$(OLD))
 
 sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the tests of KV and seeds on it (SGLANG=0.5.23)

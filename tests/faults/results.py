@@ -69,7 +69,7 @@ rounds. The ratio is the median of the rounds' ratios and may be 2. A's tokens a
 LIMITS = f"""# The table of limits
 
 Written by `pytest tests/faults/test_limits_rows.py --write-results`. One request at its limit to a real process. The
-event loop may stand still for {STALL_S * 1000:.0f} ms of processor time (a batch of prompts: twice as long).
+event loop may stand still for {STALL_S * 1000:.0f} ms of processor time.
 The memory may grow by {FIXED_BYTES // MIB} MiB and by {BYTES_PER_BYTE} bytes for each byte that arrives
 (more for spans of an explanation).
 """

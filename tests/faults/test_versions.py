@@ -212,19 +212,19 @@ async def test_an_upgrade_and_a_rollback_lose_no_call(
         async with AsyncClient(stack.addresses[0]) as client:
             await oracle.learn(client, NUMBERS)
         calls = Patient(stack.addresses, oracle).asking()
-        steps = list[tuple[str, float, slice, slice]]()
+        # Each step with how many calls had ended before it. A call belongs to the step in which it ends: the end of a
+        # service meets calls that began earlier.
+        steps, stalls = list[tuple[str, int, int]](), list[float]()
         async with calls as book, calling_http(stack) as http, Pulse().measuring() as pulse:
             for version in (NEW, old):
                 for name in sorted(stack.members, key=order_of):
-                    # A call belongs to the step in which it ends: the end of a service meets calls that began before.
-                    seen = len(book.calls), len(http)
+                    steps.append((f"{name}: {version.name}", len(book.calls), len(http)))
                     await stack.end(name)
                     stack.members[name].environment |= version.code
                     await stack.launch(name)
                     await asyncio.sleep(_BETWEEN_S)
-                    ended = slice(seen[0], len(book.calls)), slice(seen[1], len(http))
-                    steps.append((f"{name}: {version.name}", pulse.take_s(), *ended))
-            last = slice(len(book.calls), None), slice(len(http), None)
-        steps.append(("the last calls", 0.0, *last))
-    rows += [UpgradeRow.of(step, Book(book.calls[of]), http[of_http], stall) for step, stall, of, of_http in steps]
+                    stalls.append(pulse.take_s())
+    ends = [*steps[1:], ("the end", len(book.calls), len(http))]
+    for (step, first, first_http), (_, end, end_http), stall_s in zip(steps, ends, stalls, strict=True):
+        rows.append(UpgradeRow.of(step, Book(book.calls[first:end]), http[first_http:end_http], stall_s))
     assert [complaint for row in rows for complaint in row.complaints()] == []

@@ -205,6 +205,11 @@ def test_without_a_gpu_nothing_is_checked(tmp_path):
         run.main(["--results", str(tmp_path)], child)
 
 
+def test_if_every_configuration_is_refused_nothing_was_checked(command):
+    status, printed, _ = command(dict.fromkeys(FEW, "refused"))
+    assert status == 1 and "0 passed" in printed
+
+
 def test_an_unknown_name_is_refused(command):
     with pytest.raises(SystemExit, match="--only fa4: no such configuration; there are fa3, flashinfer"):
         command({}, "--only", "fa3,fa4")

@@ -84,7 +84,7 @@ async def test_packages_with_other_contents_are_named(site, python, tmp_path):
     assert not file.exists()
 
 
-def test_an_interruption_says_what_is_kept(monkeypatch, tmp_path):
+def test_an_interruption_before_any_question_says_so(monkeypatch, tmp_path):
     async def interrupted(*_, **__):
         raise KeyboardInterrupt
 
