@@ -991,6 +991,26 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/target/sglang_plugin/test_kv_row.py::test_the_head_is_replaced_and_freed_and_the_tail_stays",),
     ),
     Planted(
+        "new_mentions_wait",
+        "Plugin: an answer that mentions something new is renewed at once",
+        "renewals come by their interval alone",
+        f"{PLUGIN}/renewals.py",
+        "        if not state.is_full:\n            is_due",
+        "        if False:\n            is_due",
+        (f"{UNIT}/target/sglang_plugin/test_renewals.py::test_a_new_mention_makes_a_renewal_due",),
+    ),
+    Planted(
+        "skipped_renewal_is_tried_each_step",
+        "Plugin: a full pool is not asked for a renewal at each step",
+        "a skipped renewal leaves its new mention due",
+        f"{PLUGIN}/renewals.py",
+        "len(renewal.request.output_ids)\n        state.mentions.restart(generated)\n",
+        "len(renewal.request.output_ids)\n",
+        (
+            f"{UNIT}/target/sglang_plugin/test_renewals.py::test_after_a_skipped_renewal_an_older_mention_waits_for_the_interval",
+        ),
+    ),
+    Planted(
         "renewal_keeps_the_old_slots",
         "Plugin: renewed KV frees the slots that it replaces",
         "a renewal does not free the request's own old slots",

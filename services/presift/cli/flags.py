@@ -84,7 +84,7 @@ class RequestFlags(BudgetFlags):
         int | None, typer.Option(help="tokens generated on the full KV before the target's own selection")
     ] = None
     renew_every: Annotated[
-        int | None, typer.Option(help="generated tokens after which KV is selected anew; 0: never")
+        int | None, typer.Option(help="generated tokens after which KV is selected anew at the latest; 0: never")
     ] = None
     renew_window: Annotated[int | None, typer.Option(help="newest tokens whose queries select KV anew")] = None
     continue_prompt_tokens: Annotated[

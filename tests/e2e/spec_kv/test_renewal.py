@@ -29,7 +29,8 @@ async def test_with_all_kv_kept_the_answer_is_that_of_full(
         assert kept == ordinary
         assert (end.kv_tokens, end.prompt_tokens) == (len(ids), len(ids))
         assert end.coverage == pytest.approx(1.0, abs=1e-5)
-        assert (end.renewals, end.renewals_skipped) == (pytest.approx(6, abs=2), 0)
+        # Every six tokens, or every four where tokens are rare in the prompt.
+        assert 4 <= end.renewals <= 11 and end.renewals_skipped == 0
     await driver.empty()
 
 
@@ -50,8 +51,18 @@ async def test_renewal_changes_the_answer_and_does_so_every_time(start: Any, ren
 
     assert once[:6] == first[:6]
     assert once != first == again
-    assert (made.renewals, found.renewals) == (9, 9)
+    assert made.renewals == found.renewals >= 9
     assert made.kv_tokens == CAPACITY + 1
+    await driver.empty()
+
+
+async def test_a_new_mention_of_the_prompt_renews_sooner(start: Any, renewing: Any, prompt: Any) -> None:
+    driver, ids = await start(), prompt(201, 300)
+    # In the second prompt each token occurs twelve times, so none is rare.
+    made = [
+        (await driver.answer(each, renewing(CAPACITY), max_new_tokens=60))[1].renewals for each in (ids, ids[:25] * 12)
+    ]
+    assert made[0] > made[1] == 9
     await driver.empty()
 
 

@@ -33,9 +33,10 @@ class SpecKv(Policy):
     selects as in `mask` (None: SpecPc's defaults), whose capacity, window and adaptive are ignored. With `adaptive`
     fewer than `capacity` may be kept: as many as the draft's mask would need, with either selection.
 
-    The first `first_full_tokens` of an answer are generated on the full KV. From then on, the target selects anew every
-    `renew_every` tokens (0: never), by the newest `renew_window` tokens. With `first_full_tokens`, TARGET_LOOKAHEAD and
-    no `lookahead_tokens`, the answer's own beginning is the lookahead, and no draft is needed.
+    The first `first_full_tokens` of an answer are generated on the full KV. From then on, the target selects anew by
+    the newest `renew_window` tokens: after `renew_every` tokens (0: never), or sooner if they mention something new of
+    the prompt. With `first_full_tokens`, TARGET_LOOKAHEAD and no `lookahead_tokens`, the answer's own beginning is the
+    lookahead, and no draft is needed.
     """
 
     route: ClassVar[Route] = Route.SPEC_KV

@@ -100,7 +100,7 @@ class KvPolicySettings(BaseModel):
         Field(ge=1, description="tokens generated on the full KV before the selection, with the target's lookahead"),
     ] = 16
     kv_renew_every: Annotated[
-        int, Field(ge=0, description="select KV anew after so many generated tokens; 0: select once")
+        int, Field(ge=0, description="select KV anew after so many generated tokens at the latest; 0: select once")
     ] = 12
     kv_renew_window: Annotated[
         int, Field(ge=1, description="newest tokens whose queries select KV anew, at most what the capacity leaves")

@@ -18,6 +18,8 @@ _LEAST_STEPS = 4
 _SIDE_BY_SIDE = 0.1
 # If renewals take more than this share of the time after the first token, the rest of it is too inexact.
 _MOST_RENEWING = 0.5
+# In an answer for which fewer renewals are planned, their number is too inexact.
+_LEAST_PLANNED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,17 @@ def _learn_renewals(perf: PerfModel, answer: AnswerObservation) -> None:
     if rows is not None:
         target = location_of(answer.plan.decision.target, answer.usage.replica)
         perf.observe("scoring", target, rows, _selection_ms(answer))
+    if (planned := _planned_renewals(answer)) >= _LEAST_PLANNED:
+        perf.observe_renewals(answer.usage.renewals + answer.usage.renewals_skipped, planned)
+
+
+def _planned_renewals(answer: AnswerObservation) -> float:
+    """How many renewals the interval alone would make in this answer."""
+    kv_plan = answer.plan.kv_plan
+    if kv_plan is None or not kv_plan.policy.renew_every:
+        return 0.0
+    policy = kv_plan.policy
+    return (answer.usage.completion_tokens - policy.first_full_tokens) / policy.renew_every
 
 
 def _learn_decoding(perf: PerfModel, answer: AnswerObservation) -> None:

@@ -113,6 +113,8 @@ class PerfModel:
         self._pairs: dict[tuple[str, str], StageCosts] = {}  # valid until the next observation
         self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
         self._contended = 0.0
+        self._renewal_rates: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
+        self._renewal_rate = 1.0
 
     def __len__(self) -> int:
         return len(self._curves)
@@ -130,6 +132,7 @@ class PerfModel:
                 selection=selection if selection.observations else selection_guess(prefill),
                 decoding=self._curve("decoding", target),
                 contention=self._contended,
+                renewal_rate=self._renewal_rate,
             )
         return known
 
@@ -157,6 +160,12 @@ class PerfModel:
             self._contention.append(min(1.0, max(0.0, (took_ms - max(draft_ms, target_ms)) / shorter)))
             self._contended = median(self._contention)
             self._pairs.clear()
+
+    def observe_renewals(self, made: int, planned: float) -> None:
+        """Record how many renewals an answer had, and how many its interval alone would have made."""
+        self._renewal_rates.append(made / planned)
+        self._renewal_rate = median(self._renewal_rates)
+        self._pairs.clear()
 
     def _curve(self, stage: str, location: str) -> CostCurve:
         known = self._curves.get((stage, location))

@@ -69,7 +69,8 @@ class StageCosts:
     (the scoring rows after the tokens that they select from); one decode step (as a reading of the KV tokens held).
 
     `contention` applies while draft and target work at the same time: the share of the shorter work that is not hidden
-    by the longer one, 0..1.
+    by the longer one, 0..1. `renewal_rate`: renewals in an answer by those that its interval alone would make; what
+    the answer mentions brings them sooner.
     """
 
     draft: CostCurve = DRAFT_SEED
@@ -77,6 +78,7 @@ class StageCosts:
     selection: CostCurve = SELECTION_SEED
     decoding: CostCurve = DECODING_SEED
     contention: float = 0.0
+    renewal_rate: float = 1.0
 
     def renewal_ms(self, rows: TokenWork) -> float:
         """Milliseconds to read these tokens and to select KV by them."""
@@ -212,7 +214,8 @@ class SystemState:
         """The share of the renewals in each decode step: the target reads the rows, then selects."""
         if renewal is None:
             return 0.0
-        return self.costs.renewal_ms(renewal.rows) / (renewal.every or max(1, answer_tokens))
+        each_ms = self.costs.renewal_ms(renewal.rows)
+        return each_ms * self.costs.renewal_rate / renewal.every if renewal.every else each_ms / max(1, answer_tokens)
 
     def kv_wait_ms(self, needed_tokens: int) -> float:
         """Milliseconds until running answers have freed the KV slots that are missing for `needed_tokens`.

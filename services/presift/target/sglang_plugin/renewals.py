@@ -160,10 +160,13 @@ class Renewals:
             return False
         generated = len(request.output_ids)
         remaining = request.sampling_params.max_new_tokens - generated
+        is_due = generated >= state.next_renewal
+        if not state.is_full:
+            is_due = state.mentions.are_due(request.output_ids, state.plan.policy.renew_window) or is_due
         ends = request.finished() or request.to_finish is not None or remaining < _LEAST_REMAINING
         # What the tree holds of the request's row stays until a token was generated behind it.
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
-        return generated >= state.next_renewal and owned and not ends
+        return is_due and owned and not ends
 
     def _start(self, request: Any) -> Any:
         """The scoring request of a new renewal."""
@@ -198,6 +201,7 @@ class Renewals:
             _become_compressed(request, state)
         _follow_coverage(state, renewal.coverage)
         generated = renewal.tokens - len(state.prompt) - state.suffix_tokens
+        state.mentions.restart(generated)
         state.next_renewal = generated + _interval(state) if state.plan.policy.renew_every else None
         del self._open[request.rid]
         state.record_renewal(coverage=renewal.coverage, score_ms=scored.selector.ms, publish_ms=renewal.publish_ms)
@@ -205,8 +209,9 @@ class Renewals:
 
     def _skip(self, renewal: Renewal) -> None:
         """Give a renewal up. The next one is due as if it had been done."""
-        state = _decode_state(renewal.request)
-        state.next_renewal = len(renewal.request.output_ids) + _interval(state)
+        state, generated = _decode_state(renewal.request), len(renewal.request.output_ids)
+        state.mentions.restart(generated)
+        state.next_renewal = generated + _interval(state)
         if state.report is not None:
             state.report.renewals_skipped += 1
         self._close(renewal)

@@ -18,6 +18,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.spans import merge
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
+from presift.target.sglang_plugin.new_mentions import NewMentions
 from presift.target.sglang_plugin.verified_lookahead import VerifiedLookahead
 
 
@@ -93,6 +94,10 @@ class DecodeState:
     # The coverage of the last renewal, and whether renewals come sooner because it had fallen.
     renewed_coverage: float | None = None
     is_hurried: bool = False
+    mentions: NewMentions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mentions = NewMentions(self.prompt)
 
     @property
     def shift(self) -> int:

@@ -302,6 +302,23 @@ def test_renewals_share_the_time_of_all_selections(estimator):
     assert state(estimator).costs.target == costs.target
 
 
+def test_how_often_answers_are_renewed_is_learned(estimator):
+    policy = replace(KV, renew_every=7)
+    seen = [state(estimator).costs.renewal_rate]
+    # 21 tokens: three renewals by their interval.
+    for made, skipped in ((6, 0), (5, 1), (3, 0)):
+        estimator.observe(renewed(made, policy, renewals_skipped=skipped))
+        seen.append(state(estimator).costs.renewal_rate)
+    assert seen == [1.0, 2.0, 2.0, 2.0]
+
+    for changes in ({"renew_every": 11}, {"first_full_tokens": 8}, {"renew_every": 0}):
+        estimator.observe(renewed(1, replace(policy, **changes)))
+    assert state(estimator).costs.renewal_rate == 2.0
+    for _ in range(3):
+        estimator.observe(renewed(3, policy))
+    assert state(estimator).costs.renewal_rate == 1.0
+
+
 def test_decoding_is_not_learned_from_an_answer_that_mostly_renewed(estimator):
     before = state(estimator).costs.decoding
     estimator.observe(renewed(20, replace(KV, renew_every=1), score_ms=900.0))

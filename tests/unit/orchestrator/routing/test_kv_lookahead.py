@@ -310,6 +310,15 @@ def test_renewal_costs_nothing_before_the_first_token():
     assert state.forecast(again).step_ms > state.forecast(once).step_ms == 27.5
 
 
+def test_renewals_cost_as_often_as_they_were_seen_to_be_made():
+    renewing = work(replace(BY_DRAFT, renew_every=10))
+    planned, seen = (SystemState(replace(CURVES, renewal_rate=rate)).forecast(renewing).step_ms for rate in (1.0, 2.5))
+    assert seen - 27.5 == pytest.approx(2.5 * (planned - 27.5))
+    # One selection is one.
+    once = SystemState(replace(CURVES, renewal_rate=2.5)).forecast(work(BY_TARGET), 64)
+    assert once == SystemState(CURVES).forecast(work(BY_TARGET), 64)
+
+
 def test_compressed_prompts_and_entries_are_found_whatever_renews():
     known = SystemState(CURVES, compressed=((BY_DRAFT, 0),), entries=frozenset({BY_DRAFT}))
     found = work(replace(BY_DRAFT, renew_every=10, renew_window=9), known)

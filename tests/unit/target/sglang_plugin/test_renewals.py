@@ -36,7 +36,7 @@ def state_of(first: int = 0, every: int = EVERY) -> DecodeState:
 
 @dataclass(eq=False)
 class Caller:
-    """A request that decodes, with `generated` tokens."""
+    """A request that decodes and has generated the first `generated` tokens of `answer`."""
 
     state: DecodeState
     rid: str = "a"
@@ -48,6 +48,7 @@ class Caller:
     protected: int = KEPT + 1 + SUFFIX
     full_untruncated_fill_ids: Any = None
     extra_key: str = "entry"
+    answer: array[int] = field(default_factory=lambda: array("q", range(50, 150)))
 
     def __post_init__(self) -> None:
         suffix = array("q", [90, 91])
@@ -55,7 +56,7 @@ class Caller:
 
     @property
     def output_ids(self) -> array[int]:
-        return array("q", range(50, 50 + self.generated))
+        return self.answer[: self.generated]
 
     @property
     def kv(self) -> Any:
@@ -190,6 +191,35 @@ def test_when_a_renewal_is_due(rig: Rig, first: int, others: dict[str, Any], is_
         assert len(rig.renewals) == 1
         rig.run(rig.scoring)
         assert rig.step(caller) is False
+
+
+MENTION = 4
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "is_due"),
+    [
+        (0, {"generated": EVERY - 1}, True),
+        (0, {"generated": EVERY - 1, "ended": True}, False),
+        # The full KV has what the answer needs.
+        (6, {"generated": EVERY - 1, "protected": PROMPT + SUFFIX}, False),
+    ],
+    ids=str,
+)
+def test_a_new_mention_makes_a_renewal_due(rig: Rig, first: int, others: dict[str, Any], is_due: bool) -> None:
+    caller = Caller(state_of(first), answer=array("q", [50, 51, 52, 53, MENTION]), **others)
+    assert rig.step(caller) is is_due
+
+
+def test_after_a_skipped_renewal_an_older_mention_waits_for_the_interval(rig: Rig) -> None:
+    caller = Caller(state_of(), generated=EVERY - 1, answer=array("q", [50, 51, 52, 53, MENTION, *range(60, 80)]))
+    rig.step(caller)
+    rig.renewals.refuse(rig.scoring)
+    rig.renewals.drop_refused()
+    due = []
+    for caller.generated in range(EVERY - 1, 2 * EVERY):
+        due.append(rig.step(caller))
+    assert due == [False] * EVERY + [True]
 
 
 def test_a_request_without_renewal_is_never_due(rig: Rig) -> None:

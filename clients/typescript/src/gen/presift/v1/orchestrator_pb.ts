@@ -511,7 +511,7 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
 
   /**
    * renew_every is the number of generated tokens after which the target selects KV anew, from the full prefix in its
-   * radix cache. 0 selects once. Above 0 it is rejected together with keep_full_prefix = false. A later turn
+   * radix cache; sooner if they mention something new of the prompt. 0 selects once. Above 0 it is rejected together with keep_full_prefix = false. A later turn
    * (continue_prompt_tokens) begins with the first selection.
    *
    * @generated from field: optional uint32 renew_every = 6;

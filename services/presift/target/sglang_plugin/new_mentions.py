@@ -1,0 +1,57 @@
+"""Whether an answer has mentioned something new of its prompt since its KV was selected.
+
+A selection keeps what the answer attended to when it was made. An answer that goes on to something else, such as the
+next item of a list, needs other places of the prompt: until the next selection it states the new name with an old value
+(tests/bench/LOG.md, 2026-11-30). The new name is mostly a token that is rare in the prompt and new in the answer.
+
+Only token ids count: nothing is read from the device, and all ranks of an engine decide alike.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A token is rare if it occurs at most so often in the prompt. Words of the language occur more often in a long prompt.
+_RARE = 8
+# A selection lasts for at least this many tokens: each renewal costs about as much as a step on the full KV.
+_LEAST_TOKENS = 4
+
+
+@dataclass(slots=True)
+class NewMentions:
+    """Follows one answer to `prompt`. `selected`: how many tokens of the answer the newest selection has read."""
+
+    prompt: array[int] = field(repr=False)
+    selected: int = 0
+    _seen: int = 0
+    _is_found: bool = False
+    # int64[rare tokens], ascending. Counted when it is first needed: most requests are never renewed.
+    _rare: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def restart(self, selected: int) -> None:
+        """Note a new selection, which has read `selected` tokens of the answer."""
+        self.selected, self._is_found = selected, False
+
+    def are_due(self, answer: Sequence[int], window: int) -> bool:
+        """Whether `answer`, all tokens generated so far, has a new mention and the newest selection has lasted.
+
+        A token is new if it is not among the `window` tokens before it. Each token is looked at once.
+        """
+        for place in range(max(self._seen, self.selected), len(answer)):
+            is_new = answer[place] not in answer[max(0, place - window) : place]
+            self._is_found = self._is_found or (is_new and self._is_rare(answer[place]))
+        self._seen = len(answer)
+        return self._is_found and len(answer) - self.selected >= _LEAST_TOKENS
+
+    def _is_rare(self, token: int) -> bool:
+        """Whether the prompt has `token`, and at most `_RARE` times."""
+        if self._rare is None:
+            found, counts = np.unique(np.frombuffer(self.prompt, dtype=np.int64), return_counts=True)
+            self._rare = found[counts <= _RARE]
+        place = int(np.searchsorted(self._rare, token))
+        return place < len(self._rare) and int(self._rare[place]) == token
