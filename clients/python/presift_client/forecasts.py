@@ -34,7 +34,7 @@ class StageSpeed:
 
     Milliseconds for a call, a token read, a million pairs of tokens that attend to one another, a generated token.
     `contention` is the share of the shorter stage's work that is not hidden when draft and target work at the same
-    time, 0..1.
+    time, 0..1. `early_renewals` ("decoding") are renewals of KV per generated token beside those of `renew_every`.
     """
 
     stage: str
@@ -46,6 +46,7 @@ class StageSpeed:
     step_ms: float
     observations: int
     contention: float
+    early_renewals: float
 
 
 def route_of(message: orchestrator_pb2.RouteForecast) -> RouteForecast:

@@ -498,7 +498,7 @@ class RouteQuality(_message.Message):
     def __init__(self, route: _Optional[_Union[_plan_pb2.Route, str]] = ..., min_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., samples: _Optional[int] = ..., mean_overlap: _Optional[float] = ..., exact_share: _Optional[float] = ..., mean_first_divergence: _Optional[float] = ..., switched_off: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., mean_agreement: _Optional[float] = ..., mean_fact_share: _Optional[float] = ...) -> None: ...
 
 class StageSpeed(_message.Message):
-    __slots__ = ("stage", "model", "replica", "call_ms", "token_ms", "megapair_ms", "step_ms", "observations", "contention")
+    __slots__ = ("stage", "model", "replica", "call_ms", "token_ms", "megapair_ms", "step_ms", "observations", "contention", "early_renewals")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -508,6 +508,7 @@ class StageSpeed(_message.Message):
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
     CONTENTION_FIELD_NUMBER: _ClassVar[int]
+    EARLY_RENEWALS_FIELD_NUMBER: _ClassVar[int]
     stage: str
     model: str
     replica: str
@@ -517,4 +518,5 @@ class StageSpeed(_message.Message):
     step_ms: float
     observations: int
     contention: float
-    def __init__(self, stage: _Optional[str] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., call_ms: _Optional[float] = ..., token_ms: _Optional[float] = ..., megapair_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., observations: _Optional[int] = ..., contention: _Optional[float] = ...) -> None: ...
+    early_renewals: float
+    def __init__(self, stage: _Optional[str] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., call_ms: _Optional[float] = ..., token_ms: _Optional[float] = ..., megapair_ms: _Optional[float] = ..., step_ms: _Optional[float] = ..., observations: _Optional[int] = ..., contention: _Optional[float] = ..., early_renewals: _Optional[float] = ...) -> None: ...

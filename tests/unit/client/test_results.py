@@ -127,10 +127,10 @@ def test_deltas_are_values():
 
 def test_learned_speeds():
     sent = orchestrator_pb2.StageSpeed(
-        stage="draft", model="m@r", replica="a", token_ms=1.5, observations=3, contention=0.5
+        stage="draft", model="m@r", replica="a", token_ms=1.5, observations=3, contention=0.5, early_renewals=0.25
     )
     (speed,) = info_of(orchestrator_pb2.GetInfoResponse(speeds=[sent])).speeds
-    assert speed == StageSpeed("draft", "m@r", "a", 0.0, 1.5, 0.0, 0.0, 3, 0.5)
+    assert speed == StageSpeed("draft", "m@r", "a", 0.0, 1.5, 0.0, 0.0, 3, 0.5, 0.25)
 
 
 def part(choice=0, **fields):

@@ -225,6 +225,7 @@ def _speeds(learned: Iterable[StageSpeed], draft: Model | None, target: Model) -
         selection=curves.get("scoring", selection_guess(reading)),
         decoding=curves.get("decoding", seeds.decoding),
         contention=max((speed.contention for speed in latest.values()), default=0.0),
+        early_renewals=max((speed.early_renewals for speed in latest.values()), default=0.0),
     )
 
 

@@ -55,7 +55,7 @@ def renewal_parts(decision: Decision) -> list[str]:
     if decision.first_full_tokens:
         parts.append(f"first {decision.first_full_tokens} tokens on the full KV")
     if decision.renew_every:
-        parts.append(f"renewed every {decision.renew_every} tokens by the newest {decision.renew_window}")
+        parts.append(f"renewed at least every {decision.renew_every} tokens by the newest {decision.renew_window}")
     return parts
 
 

@@ -18,8 +18,8 @@ _LEAST_STEPS = 4
 _SIDE_BY_SIDE = 0.1
 # If renewals take more than this share of the time after the first token, the rest of it is too inexact.
 _MOST_RENEWING = 0.5
-# In an answer for which fewer renewals are planned, their number is too inexact.
-_LEAST_PLANNED = 2
+# In an answer of fewer intervals the number of renewals is too inexact.
+_LEAST_INTERVALS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +108,13 @@ def _learn_renewals(perf: PerfModel, answer: AnswerObservation) -> None:
     if rows is not None:
         target = location_of(answer.plan.decision.target, answer.usage.replica)
         perf.observe("scoring", target, rows, _selection_ms(answer))
-    if (planned := _planned_renewals(answer)) >= _LEAST_PLANNED:
-        perf.observe_renewals(answer.usage.renewals + answer.usage.renewals_skipped, planned)
-
-
-def _planned_renewals(answer: AnswerObservation) -> float:
-    """How many renewals the interval alone would make in this answer."""
-    kv_plan = answer.plan.kv_plan
-    if kv_plan is None or not kv_plan.policy.renew_every:
-        return 0.0
-    policy = kv_plan.policy
-    return (answer.usage.completion_tokens - policy.first_full_tokens) / policy.renew_every
+    usage, kv_plan = answer.usage, answer.plan.kv_plan
+    if kv_plan is None:
+        return
+    every, tokens = kv_plan.policy.renew_every, usage.completion_tokens - kv_plan.policy.first_full_tokens
+    # What was skipped shows nothing, and a short answer too little.
+    if every and not usage.renewals_skipped and tokens >= _LEAST_INTERVALS * every:
+        perf.observe_renewals(usage.renewals, tokens, every)
 
 
 def _learn_decoding(perf: PerfModel, answer: AnswerObservation) -> None:

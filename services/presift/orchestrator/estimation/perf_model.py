@@ -21,6 +21,7 @@ from presift.orchestrator.backends.measured import milliseconds
 from presift.orchestrator.routing.cost_model import (
     DECODING_SEED,
     DRAFT_SEED,
+    MOST_EARLY_RENEWALS,
     SELECTION_SEED,
     TARGET_SEED,
     CostCurve,
@@ -54,12 +55,14 @@ def split_location(location: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class LearnedCost:
-    """The learned cost of a stage at a location. `contention` as in `StageCosts`, 0 except for the draft."""
+    """The learned cost of a stage at a location. `contention`, 0 except for the draft, and `early_renewals`, 0 except
+    for decoding, as in `StageCosts`."""
 
     stage: str
     location: str
     curve: CostCurve
     contention: float = 0.0
+    early_renewals: float = 0.0
 
 
 class LearnedCurve:
@@ -113,8 +116,8 @@ class PerfModel:
         self._pairs: dict[tuple[str, str], StageCosts] = {}  # valid until the next observation
         self._contention: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
         self._contended = 0.0
-        self._renewal_rates: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
-        self._renewal_rate = 1.0
+        self._early: deque[float] = deque(maxlen=KEPT_OBSERVATIONS)
+        self._early_renewals = 0.0
 
     def __len__(self) -> int:
         return len(self._curves)
@@ -132,14 +135,20 @@ class PerfModel:
                 selection=selection if selection.observations else selection_guess(prefill),
                 decoding=self._curve("decoding", target),
                 contention=self._contended,
-                renewal_rate=self._renewal_rate,
+                early_renewals=self._early_renewals,
             )
         return known
 
     def learned(self) -> list[LearnedCost]:
         """All curves that have observations, the most recently observed last."""
         return [
-            LearnedCost(stage, location, known.curve, self._contended if stage == "draft" else 0.0)
+            LearnedCost(
+                stage,
+                location,
+                known.curve,
+                contention=self._contended if stage == "draft" else 0.0,
+                early_renewals=self._early_renewals if stage == "decoding" else 0.0,
+            )
             for (stage, location), known in self._curves.items()
         ]
 
@@ -161,10 +170,10 @@ class PerfModel:
             self._contended = median(self._contention)
             self._pairs.clear()
 
-    def observe_renewals(self, made: int, planned: float) -> None:
-        """Record how many renewals an answer had, and how many its interval alone would have made."""
-        self._renewal_rates.append(made / planned)
-        self._renewal_rate = median(self._renewal_rates)
+    def observe_renewals(self, made: int, tokens: int, every: int) -> None:
+        """Record the renewals in `tokens` generated tokens whose interval was `every`."""
+        self._early.append(min(MOST_EARLY_RENEWALS, max(0.0, made / tokens - 1 / every)))
+        self._early_renewals = median(self._early)
         self._pairs.clear()
 
     def _curve(self, stage: str, location: str) -> CostCurve:

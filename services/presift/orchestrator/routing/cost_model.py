@@ -56,6 +56,8 @@ TARGET_SEED = CostCurve(call_ms=20.0, token_ms=3.5, megapair_ms=800.0)
 SELECTION_SEED = CostCurve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
 DECODING_SEED = CostCurve(call_ms=50.0, token_ms=0.003, megapair_ms=0.0)
 TYPICAL = TokenWork(1024)
+# Per generated token: by a new mention, the target renews four tokens after a selection or later.
+MOST_EARLY_RENEWALS = 1 / 4
 
 
 def selection_guess(target: CostCurve) -> CostCurve:
@@ -69,8 +71,8 @@ class StageCosts:
     (the scoring rows after the tokens that they select from); one decode step (as a reading of the KV tokens held).
 
     `contention` applies while draft and target work at the same time: the share of the shorter work that is not hidden
-    by the longer one, 0..1. `renewal_rate`: renewals in an answer by those that its interval alone would make; what
-    the answer mentions brings them sooner.
+    by the longer one, 0..1. `early_renewals` are those per generated token that come beside the interval's, because the
+    answer mentions something new of its prompt.
     """
 
     draft: CostCurve = DRAFT_SEED
@@ -78,7 +80,7 @@ class StageCosts:
     selection: CostCurve = SELECTION_SEED
     decoding: CostCurve = DECODING_SEED
     contention: float = 0.0
-    renewal_rate: float = 1.0
+    early_renewals: float = 0.0
 
     def renewal_ms(self, rows: TokenWork) -> float:
         """Milliseconds to read these tokens and to select KV by them."""
@@ -215,7 +217,10 @@ class SystemState:
         if renewal is None:
             return 0.0
         each_ms = self.costs.renewal_ms(renewal.rows)
-        return each_ms * self.costs.renewal_rate / renewal.every if renewal.every else each_ms / max(1, answer_tokens)
+        if not renewal.every:
+            return each_ms / max(1, answer_tokens)
+        planned = 1 / renewal.every
+        return each_ms * min(planned + self.costs.early_renewals, max(planned, MOST_EARLY_RENEWALS))
 
     def kv_wait_ms(self, needed_tokens: int) -> float:
         """Milliseconds until running answers have freed the KV slots that are missing for `needed_tokens`.

@@ -135,6 +135,8 @@ class EntryBuilder:
         if state.next_renewal is not None:
             # Not before a token was decoded: until then SGLang may still insert the row into its tree.
             state.next_renewal = max(state.next_renewal, accepted + 1)
+            # The selection has read them as its lookahead.
+            state.mentions.restart(accepted)
         return True
 
     def on_admitted(self, request: Any, state: DecodeState) -> None:
@@ -150,6 +152,7 @@ class EntryBuilder:
         elif state.plan.policy.renews and not state.is_full and request.retraction_count:
             # It continues on the first entry, so it needs the renewal that it lost.
             state.next_renewal = len(request.output_ids) + 1
+            state.mentions.restart(len(request.output_ids))
         if state.report is not None and state.report.accepted_tokens and not request.send_token_offset:
             # Before the first step, which generates the token behind them.
             self._scheduler.output_streamer.stream_output([request], False)

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 # A token is rare if it occurs at most so often in the prompt. Words of the language occur more often in a long prompt.
 _RARE = 8
-# A selection lasts for at least this many tokens: each renewal costs about as much as a step on the full KV.
+# So many tokens at least lie between a selection and a renewal by a new mention: each renewal costs about as much as a
+# step on the full KV.
 _LEAST_TOKENS = 4
 
 
 @dataclass(slots=True)
 class NewMentions:
-    """Follows one answer to `prompt`. `selected`: how many tokens of the answer the newest selection has read."""
+    """Follows one answer to `prompt`. `selected`: mentions among so many first tokens of the answer do not count,
+    because the newest selection has read them."""
 
     prompt: array[int] = field(repr=False)
     selected: int = 0
@@ -34,11 +36,12 @@ class NewMentions:
     _rare: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def restart(self, selected: int) -> None:
-        """Note a new selection, which has read `selected` tokens of the answer."""
+        """Count only mentions after the first `selected` tokens of the answer."""
         self.selected, self._is_found = selected, False
 
     def are_due(self, answer: Sequence[int], window: int) -> bool:
-        """Whether `answer`, all tokens generated so far, has a new mention and the newest selection has lasted.
+        """Whether `answer`, all tokens generated so far, has a new mention that the newest selection has not read, and
+        at least `_LEAST_TOKENS` tokens that it has not read.
 
         A token is new if it is not among the `window` tokens before it. Each token is looked at once.
         """

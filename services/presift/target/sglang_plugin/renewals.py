@@ -209,9 +209,10 @@ class Renewals:
 
     def _skip(self, renewal: Renewal) -> None:
         """Give a renewal up. The next one is due as if it had been done."""
-        state, generated = _decode_state(renewal.request), len(renewal.request.output_ids)
-        state.mentions.restart(generated)
-        state.next_renewal = generated + _interval(state)
+        state = _decode_state(renewal.request)
+        state.next_renewal = len(renewal.request.output_ids) + _interval(state)
+        # A full pool is not asked sooner, whatever the answer mentions.
+        state.mentions.restart(state.next_renewal)
         if state.report is not None:
             state.report.renewals_skipped += 1
         self._close(renewal)

@@ -126,6 +126,7 @@ class Orchestrator:
             "step_ms": 0.0,
             "observations": 9,
             "contention": 0.0,
+            "early_renewals": 0.0,
             "replica": "",
         }
         speeds = tuple(

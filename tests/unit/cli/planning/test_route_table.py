@@ -203,7 +203,7 @@ def test_a_tenant_needs_a_policy_file(run, served, policy, monkeypatch):
 
 def test_scoring_without_observations_is_as_fast_as_the_target():
     fast, target = TARGET_SEED.scaled(1 / 50), Model("m", "r1", 4000)
-    learned = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0)
+    learned = StageSpeed("target", "m@r1", "", *fast.weights, observations=3, contention=0.0, early_renewals=0.0)
     selection, reading = _speeds([learned], None, target).selection, TokenWork(40, 8000)
     assert selection.ms(reading) == pytest.approx(SELECTION_SEED.ms(reading) / 50)
 

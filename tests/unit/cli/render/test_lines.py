@@ -43,7 +43,7 @@ def test_decision_line_of_a_route_that_drops_kv():
 def test_decision_line_of_kv_that_is_selected_while_generating():
     renewing = replace(DROPPED, kv_lookahead="target", first_full_tokens=16, renew_every=12, renew_window=32)
     line = decision_line(renewing)
-    words = "lookahead by the target, first 16 tokens on the full KV, renewed every 12 tokens by the newest 32"
+    words = "lookahead by the target, first 16 tokens on the full KV, renewed at least every 12 tokens by the newest 32"
     assert words in line
     drafted = decision_line(replace(DROPPED, kv_lookahead="draft", first_full_tokens=0, renew_every=0, renew_window=32))
     assert "lookahead by the draft" in drafted and not any(word in drafted for word in ("renewed", "first", "newest"))

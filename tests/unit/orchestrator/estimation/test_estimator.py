@@ -302,21 +302,23 @@ def test_renewals_share_the_time_of_all_selections(estimator):
     assert state(estimator).costs.target == costs.target
 
 
-def test_how_often_answers_are_renewed_is_learned(estimator):
+def test_how_often_answers_are_renewed_early_is_learned(estimator):
     policy = replace(KV, renew_every=7)
-    seen = [state(estimator).costs.renewal_rate]
-    # 21 tokens: three renewals by their interval.
-    for made, skipped in ((6, 0), (5, 1), (3, 0)):
-        estimator.observe(renewed(made, policy, renewals_skipped=skipped))
-        seen.append(state(estimator).costs.renewal_rate)
-    assert seen == [1.0, 2.0, 2.0, 2.0]
+    seen = [state(estimator).costs.early_renewals]
+    # In 21 tokens three renewals come by the interval. What a faulty target reports is bounded.
+    for made in (5, 3, 10**9):
+        estimator.observe(renewed(made, policy))
+        seen.append(state(estimator).costs.early_renewals)
+    assert seen == pytest.approx([0.0, 2 / 21, 1 / 21, 2 / 21])
+    assert [each.early_renewals for each in estimator.learned() if each.stage == "decoding"] == pytest.approx([2 / 21])
 
-    for changes in ({"renew_every": 11}, {"first_full_tokens": 8}, {"renew_every": 0}):
-        estimator.observe(renewed(1, replace(policy, **changes)))
-    assert state(estimator).costs.renewal_rate == 2.0
-    for _ in range(3):
-        estimator.observe(renewed(3, policy))
-    assert state(estimator).costs.renewal_rate == 1.0
+    nothing = ({"renew_every": 11}, {"first_full_tokens": 8}, {"renew_every": 0})
+    for made in [renewed(0, replace(policy, **each)) for each in nothing] + [renewed(0, policy, renewals_skipped=3)]:
+        estimator.observe(made)
+        assert state(estimator).costs.early_renewals == pytest.approx(2 / 21)
+    for _ in range(4):
+        estimator.observe(renewed(0, policy))
+    assert state(estimator).costs.early_renewals == 0.0
 
 
 def test_decoding_is_not_learned_from_an_answer_that_mostly_renewed(estimator):

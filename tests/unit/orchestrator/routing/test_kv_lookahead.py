@@ -310,13 +310,18 @@ def test_renewal_costs_nothing_before_the_first_token():
     assert state.forecast(again).step_ms > state.forecast(once).step_ms == 27.5
 
 
-def test_renewals_cost_as_often_as_they_were_seen_to_be_made():
-    renewing = work(replace(BY_DRAFT, renew_every=10))
-    planned, seen = (SystemState(replace(CURVES, renewal_rate=rate)).forecast(renewing).step_ms for rate in (1.0, 2.5))
-    assert seen - 27.5 == pytest.approx(2.5 * (planned - 27.5))
+@pytest.mark.parametrize(
+    ("every", "early", "per_token"),
+    [(10, 0.0, 0.1), (10, 0.05, 0.15), (100, 0.05, 0.06), (10, 0.25, 0.25), (4, 0.1, 0.25), (2, 0.1, 0.5)],
+    ids=str,
+)
+def test_early_renewals_are_added_to_those_of_the_interval(every, early, per_token):
+    seen = SystemState(replace(CURVES, early_renewals=early))
+    step_ms = seen.forecast(work(replace(BY_DRAFT, renew_every=every))).step_ms
+    each_ms = SystemState(CURVES).forecast(work(replace(BY_DRAFT, renew_every=1))).step_ms - 27.5
+    assert step_ms - 27.5 == pytest.approx(per_token * each_ms)
     # One selection is one.
-    once = SystemState(replace(CURVES, renewal_rate=2.5)).forecast(work(BY_TARGET), 64)
-    assert once == SystemState(CURVES).forecast(work(BY_TARGET), 64)
+    assert seen.forecast(work(BY_TARGET), 64) == SystemState(CURVES).forecast(work(BY_TARGET), 64)
 
 
 def test_compressed_prompts_and_entries_are_found_whatever_renews():

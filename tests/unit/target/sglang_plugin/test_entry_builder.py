@@ -7,6 +7,7 @@ import random
 import weakref
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -510,7 +511,7 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     assert [begin(rig, request) for request in (later, full, running)] == [False] * 3
     assert rig.scheduler.streamed == rig.scheduler.reasoned == [first, again]
     # Until a token was decoded, SGLang may insert the row into its tree.
-    assert first.state.next_renewal == 3
+    assert (first.state.next_renewal, first.state.mentions.selected) == (3, 2)
     rig.builder.on_tree_reset()
     assert not begin(rig, caller("g"))
 
@@ -524,6 +525,17 @@ def test_accepted_tokens_are_streamed_once(rig: Rig) -> None:
     request.send_token_offset, request.retraction_count = 2, 1
     rig.admit(request)
     assert rig.scheduler.streamed == [request]
+
+
+def test_a_retracted_request_is_renewed_after_its_next_token_and_not_before(rig: Rig) -> None:
+    request = caller("a")
+    renewing = replace(request.state.plan.policy, renew_every=6, renew_window=3)
+    request.state.plan = replace(request.state.plan, policy=renewing)
+    request.state.record_reuse(KEPT, None)
+    request.retraction_count, request.output_ids = 1, [50, 51, 52, 53, 1]
+    rig.queue.append(request)
+    rig.admit(request)
+    assert (request.state.next_renewal, request.state.mentions.selected) == (6, 5)
 
 
 def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:

@@ -211,8 +211,9 @@ def test_a_new_mention_makes_a_renewal_due(rig: Rig, first: int, others: dict[st
     assert rig.step(caller) is is_due
 
 
-def test_after_a_skipped_renewal_an_older_mention_waits_for_the_interval(rig: Rig) -> None:
-    caller = Caller(state_of(), generated=EVERY - 1, answer=array("q", [50, 51, 52, 53, MENTION, *range(60, 80)]))
+def test_after_a_skipped_renewal_mentions_wait_for_the_interval(rig: Rig) -> None:
+    answer = array("q", [50, 51, 52, 53, MENTION, 60, MENTION + 1, *range(61, 80)])
+    caller = Caller(state_of(), generated=EVERY - 1, answer=answer)
     rig.step(caller)
     rig.renewals.refuse(rig.scoring)
     rig.renewals.drop_refused()

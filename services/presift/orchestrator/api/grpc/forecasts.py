@@ -22,7 +22,12 @@ def routes_to_wire(table: Iterable[Candidate], chosen: Route | None) -> list[orc
 def speed_to_wire(speed: LearnedCost) -> orchestrator_pb2.StageSpeed:
     model, replica = split_location(speed.location)
     return orchestrator_pb2.StageSpeed(
-        stage=speed.stage, model=model, replica=replica, contention=speed.contention, **asdict(speed.curve)
+        stage=speed.stage,
+        model=model,
+        replica=replica,
+        contention=speed.contention,
+        early_renewals=speed.early_renewals,
+        **asdict(speed.curve),
     )
 
 
