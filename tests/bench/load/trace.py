@@ -43,10 +43,10 @@ def _text(content: str | list[dict[str, Any]]) -> str:
 
 
 def words_of(tokens: int, count: Count) -> int:
-    """The words of a document that has `tokens` tokens, about."""
-    chats = [body["messages"] for body in bodies(20, 0, (400, 400), 1)]
-    words = sum(len(message["content"].split()) for chat in chats for message in chat)
-    return round(tokens * words / sum(map(count, chats)))
+    """What to ask `bodies` for, so that a document has about `tokens` tokens."""
+    words = 4000
+    longest = max(count(body["messages"][:1]) for body in bodies(10, 0, (words, words), 1))
+    return round(tokens * words / longest)
 
 
 def write(folder: Path, requests: list[Body], count: Count) -> str:
