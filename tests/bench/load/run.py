@@ -96,11 +96,8 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
 
 def _counter(target: str) -> Count:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
-    return lambda messages: len(
-        tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
-    )
+    template = {"tokenize": True, "add_generation_prompt": True, "return_dict": True}
+    return lambda messages: len(tokenizer.apply_chat_template(messages, **template)["input_ids"])
 
 
 def _measure(cell: Cell, options: argparse.Namespace, folder: Path) -> Report:
@@ -170,6 +167,11 @@ def _rates(words: str) -> list[float]:
     return found
 
 
+def _folder(words: str) -> str:
+    """The generators run in other folders."""
+    return str(Path(words).resolve())
+
+
 def _range(words: str) -> list[int]:
     least, most = (int(word) for word in words.split(","))
     if not 0 < least <= most:
@@ -179,8 +181,8 @@ def _range(words: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="folder of the model that answers, on both sides")
-    parser.add_argument("--draft", required=True, help="folder of presift's draft")
+    parser.add_argument("--target", type=_folder, required=True, help="of the model that answers, on both sides")
+    parser.add_argument("--draft", type=_folder, required=True, help="of presift's draft")
     parser.add_argument("--results", type=Path, required=True, help="folder; cells that it has are not run again")
     parser.add_argument("--rates", type=_rates, default="0.1,0.5,inf", help="requests per second; inf: all at once")
     parser.add_argument("--routes", type=_words(["auto", *Route]), default="auto", help="of presift")
