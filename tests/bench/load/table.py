@@ -62,7 +62,7 @@ def _percentiles(seconds: list[float]) -> list[float]:
     return [float(each) * 1e3 for each in np.percentile(seconds, [50, 95, 99])] if seconds else [float("nan")] * 3
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """What one run measures. `side`: sglang, or presift and the route that its requests ask for."""
 
@@ -82,9 +82,9 @@ class Cell:
 
 
 def rows(reports: Sequence[tuple[Cell, Report]], prompt_tokens: Sequence[int]) -> dict[Key, list[Row]]:
-    """A row for each repetition, sorted by generator and rate."""
+    """A row for each repetition, in the order of the reports."""
     found = dict[Key, list[Row]]()
-    for cell, report in sorted(reports, key=lambda each: each[0]):
+    for cell, report in reports:
         generator = GENERATORS[cell.generator]
         measured = row(generator.requests(report), generator.seconds(report), prompt_tokens)
         found.setdefault(cell.key, []).append(measured)
@@ -120,7 +120,8 @@ def table(found: Mapping[Key, Sequence[Row]], applied: Mapping[Key, str]) -> str
     heads += ["TTFT ms p50", "p95", "p99", "gap ms p50", "p95", "routes"]
     lines = [heads, ["---"] * len(heads)]
     for key, measured in found.items():
-        answered, errors, requests, *others = astuple(median(measured))
-        cells = [f"{answered:g}", f"{errors:g}", f"{requests:.3f}", *(f"{value:.0f}" for value in others)]
+        answered, errors, requests, read, written, *times = astuple(median(measured))
+        cells = [f"{answered:g}", f"{errors:g}", f"{requests:.3f}", f"{read:.1f}", f"{written:.1f}"]
+        cells += [f"{value:.0f}" for value in times]
         lines.append([*key, str(len(measured)), *cells, applied[key]])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
