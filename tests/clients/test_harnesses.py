@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import httpx
@@ -46,7 +45,7 @@ def test_bench_serving(server, tmp_path, backend):
         "output-file": tmp_path / "results.jsonl",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    script = [PYTHON, FOLDER / "bench_serving.py", sysconfig.get_path("purelib"), *flags, "--disable-tqdm"]
+    script = [PYTHON, FOLDER / "bench_serving.py", *flags, "--disable-tqdm"]
     output = run(script, tmp_path, PYTHONPATH=SERVICES)
     results = json.loads((tmp_path / "results.jsonl").read_text())
     # By default the benchmark asks for answers of a given length (`ignore_eos`).
