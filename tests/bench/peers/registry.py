@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peers import plain_sglang
+from peers import kv_presses, longllmlingua, plain_sglang
 from peers.answering import AnsweringPeer
 from peers.bm25 import Bm25
 from peers.passages import Peer
@@ -87,8 +87,19 @@ def _plain_sglang(models: Models) -> AbstractAsyncContextManager[Any]:
     return plain_sglang.started(models.target())
 
 
+def _longllmlingua(models: Models) -> AbstractAsyncContextManager[Peer]:
+    return longllmlingua.running(models.draft().path)
+
+
+def _press(name: str | None) -> Callable[[Models], AbstractAsyncContextManager[AnsweringPeer]]:
+    return lambda models: kv_presses.running(models.target().path, name)
+
+
 PEERS: Mapping[str, Shortening | Answering] = {
     "truncation": Shortening(_ready(Truncation)),
     "bm25": Shortening(_ready(Bm25)),
+    "longllmlingua": Shortening(_longllmlingua),
     "sglang": Answering(_plain_sglang, takes_budget=False),
+    "kvpress-full": Answering(_press(None), takes_budget=False),
+    **{f"kvpress-{name}": Answering(_press(name), takes_budget=True) for name in kv_presses.NAMES},
 }
