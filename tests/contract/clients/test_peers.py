@@ -40,6 +40,7 @@ async def test_one_table_with_all(open_house, tmp_path):
             for name in ("truncation 50%", "bm25 50%", "sglang"):
                 assert rows[name].first_readings == 1, name
             assert rows["sglang"].right.value == 1 and rows["sglang"].kv_tokens == 40
+            assert rows["sglang"].read_share == 40 / rows["full"].read_tokens
             assert (found.summary.missing, found.peak_mib, len(house.target.calls)) == (0, {}, 4)
             # The first of the two is not measured. A second run asks nobody.
             assert len(sglang.bodies) == 2 and sglang.bodies[1]["messages"] == messages

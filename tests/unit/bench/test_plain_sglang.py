@@ -1,8 +1,10 @@
 """The peer that asks SGLang's own server."""
 
 import asyncio
+import itertools
 import sys
 from tempfile import TemporaryFile
+from types import SimpleNamespace
 
 import pytest
 from peers import plain_sglang
@@ -26,11 +28,15 @@ async def asked(fake):
             await peer.close()
 
 
-async def test_a_stream_becomes_an_answer():
+async def test_a_stream_becomes_an_answer(monkeypatch):
+    # A clock that goes a second further each time it is read.
+    seconds = itertools.count()
+    monkeypatch.setattr(plain_sglang, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     fake = FakeSglang()
     answer = await asked(fake)
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("It is 119.", TOKENS, "stop")
-    assert (answer.prompt_tokens, answer.kv_tokens) == (40, 40) and 0 < answer.ttft_ms <= answer.total_ms
+    assert (answer.prompt_tokens, answer.kv_tokens) == (40, 40)
+    assert (answer.ttft_ms, answer.total_ms) == (1000, 2000)
     (body,) = fake.bodies
     assert body["messages"] == [{"role": "user", "content": "doc. why?"}]
     assert (body["max_tokens"], body["temperature"], body["stream"]) == (8, 0.0, True)
