@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 # The events of an answer as SGLang 0.5.21 sends them: role, text, end, token ids, usage.
-TOKENS = (11, 12, 2)
+TOKENS = (11, 12)
 EVENTS: tuple[dict[str, Any], ...] = (
     {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
     {"choices": [{"index": 0, "delta": {"content": "It is "}}]},
     {"choices": [{"index": 0, "delta": {"content": "119."}}]},
-    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-    {"choices": [], "sglext": {"output_ids": [list(TOKENS)]}},
+    {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "matched_stop": 2}]},
+    {"choices": [], "sglext": {"output_ids": [[*TOKENS, 2]]}},
     {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 3}},
 )
 

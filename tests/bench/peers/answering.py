@@ -16,13 +16,15 @@ from presift_client.errors import Details
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """A greedy answer. Counts in tokens, times in milliseconds from the request on. `kv_tokens` of the prompt are held
-    for each head, in the mean."""
+    """A greedy answer. Counts in tokens, times in milliseconds from the request on. `token_ids` lack the token that
+    ended the answer, `completion_tokens` count it, as presift's do. `kv_tokens` of the prompt are held for each head,
+    in the mean."""
 
     text: str
     token_ids: tuple[int, ...]
     prompt_tokens: int
     kv_tokens: int
+    completion_tokens: int
     finish_reason: str
     ttft_ms: float
     total_ms: float

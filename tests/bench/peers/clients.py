@@ -65,7 +65,7 @@ class AnsweringClient:
         )  # fmt: skip
         usage = Usage(
             prompt_tokens=whole, kept_tokens=found.prompt_tokens, kv_tokens=found.kv_tokens, cached_tokens=0,
-            completion_tokens=len(found.token_ids), finish_reason=found.finish_reason, target_ttft_ms=found.ttft_ms,
+            completion_tokens=found.completion_tokens, finish_reason=found.finish_reason, target_ttft_ms=found.ttft_ms,
             ttft_ms=found.ttft_ms, total_ms=found.total_ms,
         )  # fmt: skip
         return Generation(found.text, found.token_ids, decision, usage)

@@ -78,6 +78,7 @@ class _Stream:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._finish_reason = ""
+        self._end: object = None
         self._ids: list[int] | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -94,6 +95,7 @@ class _Stream:
         said = False
         for choice in chunk["choices"]:
             self._finish_reason = choice.get("finish_reason") or self._finish_reason
+            self._end = choice.get("matched_stop", self._end)
             delta = choice["delta"]
             self._texts.append(delta.get("content") or "")
             said = said or bool(delta.get("content") or delta.get("reasoning_content"))
@@ -107,9 +109,17 @@ class _Stream:
             raise ValueError(
                 "the server at --sglang-address gives no output_ids (sglext); it must be SGLang 0.5.21 or later"
             )
+        ids = self._ids[:-1] if self._ids and self._ids[-1] == self._end else self._ids
         prompt_tokens = self._usage["prompt_tokens"]
         return PeerAnswer(
-            "".join(self._texts), tuple(self._ids), prompt_tokens, prompt_tokens, self._finish_reason, ttft_ms, total_ms
+            text="".join(self._texts),
+            token_ids=tuple(ids),
+            prompt_tokens=prompt_tokens,
+            kv_tokens=prompt_tokens,
+            completion_tokens=self._usage["completion_tokens"],
+            finish_reason=self._finish_reason,
+            ttft_ms=ttft_ms,
+            total_ms=total_ms,
         )
 
 

@@ -123,8 +123,8 @@ async def test_longllmlingua_that_never_fits_keeps_nothing():
 
 
 async def test_a_press_gets_the_document_apart_from_the_question():
-    answer = {"text": "4", "token_ids": [7], "prompt_tokens": 50, "kv_tokens": 25, "finish_reason": "stop",
-              "ttft_ms": 1.0, "total_ms": 2.0}  # fmt: skip
+    answer = {"text": "4", "token_ids": [7], "prompt_tokens": 50, "kv_tokens": 25, "completion_tokens": 2,
+              "finish_reason": "stop", "ttft_ms": 1.0, "total_ms": 2.0}  # fmt: skip
     child = Answers(lambda _: answer)
     content = [{"text": "doc. ", "document": True}, {"text": "why?\nreally?"}]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]

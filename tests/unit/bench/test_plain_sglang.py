@@ -35,7 +35,7 @@ async def test_a_stream_becomes_an_answer(monkeypatch):
     fake = FakeSglang()
     answer = await asked(fake)
     assert (answer.text, answer.token_ids, answer.finish_reason) == ("It is 119.", TOKENS, "stop")
-    assert (answer.prompt_tokens, answer.kv_tokens) == (40, 40)
+    assert (answer.prompt_tokens, answer.kv_tokens, answer.completion_tokens) == (40, 40, 3)
     assert (answer.ttft_ms, answer.total_ms) == (1000, 2000)
     (body,) = fake.bodies
     assert body["messages"] == [{"role": "user", "content": "doc. why?"}]
@@ -55,6 +55,12 @@ async def test_a_stream_becomes_an_answer(monkeypatch):
 async def test_errors_say_what_is_wrong(fake, error, words):
     with pytest.raises(error, match=words):
         await asked(fake)
+
+
+async def test_an_answer_that_was_cut_keeps_its_last_token():
+    cut = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length", "matched_stop": None}]}
+    answer = await asked(FakeSglang([*EVENTS[:3], cut, *EVENTS[4:]]))
+    assert (answer.token_ids, answer.finish_reason) == ((*TOKENS, 2), "length")
 
 
 async def test_the_first_prompt_is_not_measured():

@@ -60,11 +60,13 @@ class Engine:
         ttft_ms, held = (time.perf_counter() - started) * 1e3, self._held(cache)
         tokens = self._decode(first, cache, prompt_tokens, request["max_new_tokens"])
         is_ended = tokens[-1] in self._ends
+        said = tokens[:-1] if is_ended else tokens
         return {
-            "text": self._tokenizer.decode(tokens, skip_special_tokens=True),
-            "token_ids": tokens,
+            "text": self._tokenizer.decode(said, skip_special_tokens=True),
+            "token_ids": said,
             "prompt_tokens": prompt_tokens,
             "kv_tokens": held,
+            "completion_tokens": len(tokens),
             "finish_reason": "stop" if is_ended else "length",
             "ttft_ms": ttft_ms,
             "total_ms": (time.perf_counter() - started) * 1e3,
