@@ -4,14 +4,16 @@ import json
 import shutil
 
 import pytest
-from peers import kv_presses, longllmlingua
+from peers import kv_presses
 from peers.child import ROOT
 from peers.kv_presses import NAMES, KvPress
 from peers.passages import divide
+from peers.registry import PEERS, Models, Places
 from safetensors.numpy import load_file, save_file
 
 from presift.models import torchvision_ops
-from presift_client import InvalidRequest
+from presift.models.folder import resolve
+from presift_client import Info, InvalidRequest, Model
 
 DOCUMENT = "".join(f"Number {number} is {number * 7}. It is a number of some length.\n" for number in range(20))
 MESSAGES = [{"role": "user", "content": DOCUMENT + "What is number 7?"}]
@@ -35,6 +37,12 @@ def model(tiny_model, tmp_path):
     weights = folder / "model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt"})
     return folder
+
+
+def models(folder):
+    """A stack whose draft and target are the model in `folder`."""
+    tiny = Model(folder.name, resolve(str(folder)).revision, 4096)
+    return Models(Info(tiny, tiny, ("full",), 0), Places(folder.parent))
 
 
 @needs("kvpress")
@@ -68,7 +76,7 @@ async def test_the_answer_without_a_press_is_that_of_transformers(model):
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     wanted = loaded.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
-    async with kv_presses.running(model, None) as peer:
+    async with PEERS["kvpress-full"].start(models(model)) as peer:
         assert list((await peer.answer(MESSAGES, None, 6)).token_ids) == wanted
 
 
@@ -78,7 +86,7 @@ async def test_longllmlingua_shortens_to_the_budget(model):
         return len(prompt["messages"][0]["content"])
 
     most = len(MESSAGES[0]["content"]) // 2
-    async with longllmlingua.running(model) as peer:
+    async with PEERS["longllmlingua"].start(models(model)) as peer:
         text, took_ms = await peer.shortened(divide({"messages": MESSAGES}), most, count)
         assert 0.5 * most < len(text) + len("What is number 7?") <= most
         assert "umber" in text and took_ms > 0 and peer.peak_mib > 100
