@@ -28,9 +28,13 @@ LOAD := .venv-load
 INSPECT := .venv-inspect
 # The packages of `presift eval --suite`.
 SUITES := .venv-suites
+# Peers of the benchmarks: each needs another version of transformers.
+LONGLLMLINGUA := .venv-longllmlingua
+KVPRESS := .venv-kvpress
 LOAD_STAMP := $(LOAD)/.installed
 INSPECT_STAMP := $(INSPECT)/.installed
 SUITES_STAMP := $(SUITES)/.installed
+PEERS_STAMPS := $(LONGLLMLINGUA)/.installed $(KVPRESS)/.installed
 CLIENTS_NODE := tests/clients/node
 CLIENTS_NODE_STAMP := $(CLIENTS_NODE)/node_modules/.package-lock.json
 CLIENTS_CI := $(patsubst %,tests/clients/test_%.py,openai openai_responses langchain pydantic_ai anthropic)
@@ -45,7 +49,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites test-models selection-floors faults versions sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites peers test-models selection-floors faults versions sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -90,13 +94,17 @@ $(CLIENTS_CI_STAMP): tests/clients/ci.lock
 $(LOAD_STAMP): tests/clients/load.lock
 $(INSPECT_STAMP): tests/clients/inspect.lock
 $(SUITES_STAMP): tests/bench/suites.lock
-$(CLIENTS_STAMP) $(CLIENTS_CI_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP) $(SUITES_STAMP): | $(STAMP)
+$(LONGLLMLINGUA)/.installed: tests/bench/peers/longllmlingua.lock
+$(KVPRESS)/.installed: tests/bench/peers/kvpress.lock
+$(CLIENTS_STAMP) $(CLIENTS_CI_STAMP) $(LOAD_STAMP) $(INSPECT_STAMP) $(SUITES_STAMP) $(PEERS_STAMPS): | $(STAMP)
 	@echo "== installing into $(@D)"
 	@test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
 	@$(@D)/bin/pip install -qq --disable-pip-version-check --progress-bar off --no-deps -r $<
 	@touch $@
 
 suites: $(SUITES_STAMP) ## install the packages of `presift eval --suite` into .venv-suites; tests of the suites then use them
+
+peers: $(PEERS_STAMPS) ## install LongLLMLingua and kvpress into environments of their own, for tests/bench/peers; their tests then use them
 
 $(CLIENTS_NODE_STAMP): $(CLIENTS_NODE)/package-lock.json
 	@cd $(CLIENTS_NODE) && npm ci --silent --no-audit
@@ -206,4 +214,4 @@ bench: demo-models ## run the benchmarks (described in tests/bench/README.md)
 	$(BIN)/python tests/bench/cache_roundtrip.py
 
 clean: ## remove .venv and Node's output (models in PRESIFT_HOME stay)
-	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(INSPECT) $(SUITES) $(CLIENTS_NODE)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist
+	rm -rf $(VENV) $(CLIENTS) $(LOAD) $(INSPECT) $(SUITES) $(LONGLLMLINGUA) $(KVPRESS) $(CLIENTS_NODE)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

@@ -7,16 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from peers.passages import sentences
+from peers.passages import Ranking, sentences
 
 # The usual values of the literature and of Lucene.
 _K1, _B = 1.2, 0.75
 
 
-class Bm25:
+class Bm25(Ranking):
     """Passages by their score; of equal ones the earlier first."""
-
-    name = "bm25"
 
     def pieces(self, text: str) -> list[str]:
         return sentences(text)

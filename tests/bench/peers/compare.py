@@ -9,15 +9,15 @@ import argparse
 import asyncio
 import json
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peers.bm25 import Bm25
-from peers.passages import Peer, divide, shorten
-from peers.truncation import Truncation
+from peers.answering import AnsweringPeer
+from peers.clients import AnsweringClient, ShorteningClient
+from peers.passages import Peer, divide
+from peers.registry import PEERS, Answering, Models, Places, Shortening
 from rich.console import Console
 
 from presift.cli.connection import ConnectionFlags, connect_async
@@ -31,66 +31,36 @@ from presift.cli.evaluation.suites.token_counter import TokenCounter
 from presift.cli.evaluation.summary import Summary, summarise
 from presift.cli.settings import CliSettings
 from presift.core.plan import Route
-from presift_client import AsyncClient, Generation
-
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Truncation(), Bm25())}
+from presift_client import AsyncClient, PresiftError
 
 
 @dataclass(frozen=True, slots=True)
 class PeerArm(Arm):
-    """A peer with a budget; the target reads its text by route `full`."""
+    """A peer with a budget, or one that takes none. In the table its route is `full`."""
 
     peer: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.peer} {self.budget}"
+        return self.peer if self.budget is None else f"{self.peer} {self.budget}"
 
     def options(self, prompt_tokens: int | None) -> dict[str, Any]:
-        assert self.budget is not None
-        limit = self.budget.limit(prompt_tokens)
-        return {"route": str(self.route), "peer": self.peer, "max_prompt_tokens": limit}
+        if self.budget is None:
+            return {"route": str(self.route)}
+        option = "max_prompt_tokens" if isinstance(PEERS[self.peer], Shortening) else "max_kv_tokens"
+        return {"route": str(self.route), option: self.budget.limit(prompt_tokens)}
 
 
-class PeerClient:
-    """An orchestrator's client that takes the option `peer` too: the prompt is shortened to `max_prompt_tokens` first.
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The summary, and the most memory in MiB that each peer's own processes took while they answered."""
 
-    The answer's decision has the tokens of the whole prompt, and its times include the peer's.
-    """
-
-    def __init__(self, client: AsyncClient, counter: TokenCounter) -> None:
-        self._client = client
-        self._counter = counter
-
-    async def generate(self, *, peer: str | None = None, **options: Any) -> Generation:
-        if peer is None:
-            return await self._client.generate(**options)
-        most, prompt = options.pop("max_prompt_tokens"), {"messages": options.pop("messages")}
-        whole = await self._count(prompt)
-        counting, started = 0.0, time.perf_counter()
-
-        async def count(tried: dict[str, Any]) -> int:
-            nonlocal counting
-            asked = time.perf_counter()
-            found = await self._count(tried)
-            counting += time.perf_counter() - asked
-            return found
-
-        shortened = await shorten(prompt, PEERS[peer], most, count)
-        took_ms = (time.perf_counter() - started - counting) * 1e3
-        found = await self._client.generate(**options, **shortened)
-        usage = replace(found.usage, ttft_ms=found.usage.ttft_ms + took_ms, total_ms=found.usage.total_ms + took_ms)
-        return replace(found, usage=usage, decision=replace(found.decision, prompt_tokens=whole))
-
-    async def explain(self, **options: Any) -> Any:
-        return await self._client.explain(**options)
-
-    async def _count(self, prompt: dict[str, Any]) -> int:
-        return await self._counter.chat(prompt["messages"])
+    summary: Summary
+    peak_mib: dict[str, float] = field(default_factory=dict)
 
 
 def arms(routes: str, budgets: str, peers: str) -> tuple[Arm, ...]:
-    """`full`, the routes and the peers, each with each budget. Raises ValueError."""
+    """`full`, the routes and the peers, each with each budget if it takes one. Raises ValueError."""
     sizes = [budget_of(word.strip()) for word in budgets.split(",")]
     if Budget() in sizes:
         raise ValueError("budgets has 'default', which peers do not have; give a share or a number of tokens")
@@ -98,64 +68,112 @@ def arms(routes: str, budgets: str, peers: str) -> tuple[Arm, ...]:
     for name in names:
         if name not in PEERS:
             raise ValueError(f"peers has '{name}'; each must be one of {', '.join(PEERS)}")
-    found = tuple(PeerArm(Route.FULL, size, name) for name in names for size in sizes)
-    return (*arms_of(routes, budgets), *found)
+    found = [PeerArm(Route.FULL, size, name) for name in names for size in _sizes(name, sizes)]
+    return tuple(dict.fromkeys((*arms_of(routes, budgets), *found)))
 
 
 async def compare(
-    client: AsyncClient, examples: Sequence[Example], compared: Sequence[Arm], answers: AnswerSettings, results: Path
-) -> Summary:
-    """Ask for the missing answers, then summarise all. Raises ValueError for a prompt that peers cannot shorten.
+    client: AsyncClient,
+    examples: Sequence[Example],
+    compared: Sequence[Arm],
+    answers: AnswerSettings,
+    results: Path,
+    *,
+    places: Places,
+) -> Compared:
+    """Ask for the missing answers, then summarise all. Raises ValueError for what cannot be compared.
 
-    The peers come last: the target reads only a part of each prompt for them, which does not make it a prompt that was
-    read before. Nor was their part.
+    The peers come last, one after the other: none of their answers makes a prompt one that was read before.
     """
-    for example in examples:
-        divide(dict(example.prompt))
     info = await client.info()
+    _check(examples, compared, answers)
     check_served(compared, info)
-    peers: Any = PeerClient(client, TokenCounter(client, answers.deadline_s))
+    counter, models = TokenCounter(client, answers.deadline_s), Models(info, places)
+    routes = [arm for arm in compared if not isinstance(arm, PeerArm)]
+    others = [arm for arm in compared if isinstance(arm, PeerArm)]
+    peaks: dict[str, float] = {}
     with ResultFile(results, answers.digest(info, None)) as kept:
-        routes = [arm for arm in compared if not isinstance(arm, PeerArm)]
-        others = [arm for arm in compared if isinstance(arm, PeerArm)]
-        for some in (routes, others):
-            runner = Runner(peers, some, answers, kept)
-            with AnswerProgress(runner.missing(examples)) as progress:
-                await runner.run(examples, 1, progress.advance)
+        await _ask(Runner(client, routes, answers, kept), examples)
+        for name in dict.fromkeys(arm.peer for arm in others):
+            some = [arm for arm in others if arm.peer == name]
+            if not Runner(client, some, answers, kept).missing(examples):
+                continue
+            async with PEERS[name].start(models) as peer:
+                asked: Any = _client(name, client, counter, peer, models)
+                await _ask(Runner(asked, some, answers, kept), examples)
+                if peer.peak_mib is not None:
+                    peaks[name] = peer.peak_mib
         names = {arm.name for arm in others}
         found = {
             key: replace(result, first_reading=True) if key.arm in names and isinstance(result, Answer) else result
             for key, result in kept.results.items()
         }
-        return summarise(examples, compared, found, answers.seed)
+        return Compared(summarise(examples, compared, found, answers.seed), peaks)
 
 
-async def _main(options: argparse.Namespace) -> Summary:
+def _sizes(name: str, sizes: Iterable[Budget]) -> Iterable[Budget | None]:
+    kind = PEERS[name]
+    return [None] if isinstance(kind, Answering) and not kind.takes_budget else sizes
+
+
+def _check(examples: Sequence[Example], compared: Sequence[Arm], answers: AnswerSettings) -> None:
+    for example in examples:
+        divide(dict(example.prompt))
+    answering = [arm.peer for arm in compared if isinstance(arm, PeerArm) and isinstance(PEERS[arm.peer], Answering)]
+    if answering and any(answers.of(example).max_new_tokens is None for example in examples):
+        raise ValueError(f"max-new-tokens is not set; {answering[0]} does not know the stack's default")
+
+
+def _client(
+    name: str, client: AsyncClient, counter: TokenCounter, peer: Peer | AnsweringPeer, models: Models
+) -> ShorteningClient | AnsweringClient:
+    if isinstance(PEERS[name], Shortening):
+        return ShorteningClient(client, counter, peer)  # type: ignore[arg-type]
+    return AnsweringClient(client, counter, peer, models.info.target)  # type: ignore[arg-type]
+
+
+async def _ask(runner: Runner, examples: Sequence[Example]) -> None:
+    with AnswerProgress(runner.missing(examples)) as progress:
+        await runner.run(examples, 1, progress.advance)
+
+
+async def _main(options: argparse.Namespace) -> Compared:
+    settings = CliSettings()
     examples = read_dataset(options.file, options.limit).examples
     compared = arms(options.routes, options.budgets, options.peers)
     answers = AnswerSettings(options.max_new_tokens)
     results = options.results or options.file.with_suffix(".peers.jsonl")
-    async with connect_async(ConnectionFlags(address=options.address), CliSettings()) as client:
-        return await compare(client, examples, compared, answers, results)
+    places = Places(options.models or settings.home / "models", options.sglang_address)
+    async with connect_async(ConnectionFlags(address=options.address), settings) as client:
+        return await compare(client, examples, compared, answers, results, places=places)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--peers", default="truncation,bm25", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--routes", default="spec_pc")
     parser.add_argument("--budgets", default="25%")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--models", type=Path, help="the folder of the stack's model folders (PRESIFT_HOME/models)")
+    parser.add_argument("--sglang-address", help="URL of a plain SGLang server; without it, one is started on the CPU")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--address")
     options = parser.parse_args()
-    summary = asyncio.run(_main(options))
-    report.show(summary, Console())
+    try:
+        found = asyncio.run(_main(options))
+    except (ValueError, OSError, PresiftError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report.show(found.summary, Console())
+    peaks = {f"peak memory of {name}'s processes": f"{peak:,.0f} MiB" for name, peak in found.peak_mib.items()}
+    for name, peak in peaks.items():
+        print(f"{name}: {peak}")
     if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(summary, {})) + "\n", encoding="utf-8")
-    return 1 if summary.missing else 0
+        options.json.write_text(json.dumps(report.as_json(found.summary, peaks)) + "\n", encoding="utf-8")
+    return 1 if found.summary.missing else 0
 
 
 if __name__ == "__main__":

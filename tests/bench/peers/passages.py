@@ -1,6 +1,5 @@
-"""What shortens a prompt before the target reads it: pieces in an order of preference, as many as the budget allows.
+"""What shortens a prompt before the target reads it.
 
-A peer divides the text that may be shortened into pieces and ranks them. The pieces that are kept stay in their order.
 Kept in any case are all other messages and the question. A question that is not apart from its document is the last
 line of the text, of which presift itself keeps only what is in its window.
 """
@@ -8,6 +7,7 @@ line of the text, of which presift itself keeps only what is in its window.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,18 +17,6 @@ Count = Callable[[dict[str, Any]], Awaitable[int]]
 
 _WORDS = 100
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-
-
-class Peer(Protocol):
-    """A method that shortens texts."""
-
-    name: str
-
-    def pieces(self, text: str) -> list[str]:
-        """Pieces that make the text when they are joined."""
-
-    def ranked(self, pieces: Sequence[str], question: str) -> Sequence[int]:
-        """The indices of all pieces, the most wanted first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +45,55 @@ def divide(prompt: dict[str, Any]) -> Divided:
     return Divided(messages[:longest], message["role"], document, question, messages[longest + 1 :])
 
 
-async def shorten(prompt: dict[str, Any], peer: Peer, most_tokens: int, count: Count) -> dict[str, Any]:
-    """The prompt with as many of the peer's pieces as fit `most_tokens`; unchanged if it fits."""
+class Peer(Protocol):
+    """A method that shortens texts. `peak_mib` is the most memory that a process of its own took, None without one."""
+
+    peak_mib: float | None
+
+    async def shortened(self, divided: Divided, most_tokens: int, count: Count) -> tuple[str, float]:
+        """The document for a prompt of at most `most_tokens`, and the milliseconds that it took without counting."""
+
+
+class Ranking:
+    """A peer that ranks the pieces of the document. As many as fit are kept, in their order."""
+
+    peak_mib: float | None = None
+
+    def pieces(self, text: str) -> list[str]:
+        """Pieces that make the text when they are joined."""
+        raise NotImplementedError
+
+    def ranked(self, pieces: Sequence[str], question: str) -> Sequence[int]:
+        """The indices of all pieces, the most wanted first."""
+        raise NotImplementedError
+
+    async def shortened(self, divided: Divided, most_tokens: int, count: Count) -> tuple[str, float]:
+        started = time.perf_counter()
+        pieces = self.pieces(divided.document)
+        order = self.ranked(pieces, divided.question)
+        took_ms = (time.perf_counter() - started) * 1e3
+        fitting, beyond = 0, len(order)
+        while fitting < beyond:
+            tried = (fitting + beyond + 1) // 2
+            if await count(divided.prompt(_joined(pieces, order[:tried]))) <= most_tokens:
+                fitting = tried
+            else:
+                beyond = tried - 1
+        return _joined(pieces, order[:fitting]), took_ms
+
+
+async def shorten(prompt: dict[str, Any], peer: Peer, most_tokens: int, count: Count) -> tuple[dict[str, Any], float]:
+    """The prompt with the document that the peer shortened, and the milliseconds it took; unchanged if it fits."""
     if await count(prompt) <= most_tokens:
-        return prompt
+        return prompt, 0.0
     divided = divide(prompt)
-    pieces = peer.pieces(divided.document)
-    order = peer.ranked(pieces, divided.question)
-    fitting, beyond = 0, len(order)
-    while fitting < beyond:
-        tried = (fitting + beyond + 1) // 2
-        if await count(divided.prompt(_joined(pieces, order[:tried]))) <= most_tokens:
-            fitting = tried
-        else:
-            beyond = tried - 1
-    return divided.prompt(_joined(pieces, order[:fitting]))
+    document, took_ms = await peer.shortened(divided, most_tokens, count)
+    return divided.prompt(document), took_ms
+
+
+def plain(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its text as one string, as other engines take it."""
+    return {"role": message["role"], "content": _text(message["content"])}
 
 
 def sentences(text: str) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from peers.passages import Ranking
 
-class Truncation:
+
+class Truncation(Ranking):
     """Words from both ends in turns, the beginning first."""
-
-    name = "truncation"
 
     def pieces(self, text: str) -> list[str]:
         return re.findall(r"\S*\s+|\S+", text)
