@@ -43,7 +43,6 @@ async def _replace_replica(fleet: Fleet, victim: str) -> None:
 
 async def _move_slowly(fleet: Fleet, victim: str) -> None:
     await fleet.move_targets()
-    await asyncio.sleep(RESOLVE_EVERY_S)
     await fleet.wait_until_moved()
     await fleet.close_old_addresses()
 
@@ -147,7 +146,8 @@ async def play_in_fleet(fleet: Fleet, crowd: Crowd, victim: str, fault: Fault[Fl
     return replace(
         row,
         calls=row.calls + len(http),
-        errors=row.errors + Counter(_AS_GRPC.get(call.error[:8].rstrip(":"), call.error) for call in http if call.error),
+        errors=row.errors
+        + Counter(_AS_GRPC.get(call.error[:8].rstrip(":"), call.error) for call in http if call.error),
         fallbacks=row.fallbacks + Counter(call.fallback for call in http if call.fallback),
         faults=row.faults + Counter(call.fault for call in http if call.fault),
     )

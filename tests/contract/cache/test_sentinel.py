@@ -122,7 +122,9 @@ async def test_a_sentinel_that_hangs_is_passed_over_though_a_look_up_is_shorter(
 
 
 @pytest.mark.asyncio
-async def test_a_service_that_no_sentinel_knows_is_a_miss(watched: WatchedValkeys, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_service_that_no_sentinel_knows_is_a_miss(
+    watched: WatchedValkeys, caplog: pytest.LogCaptureFixture
+) -> None:
     url = watched.url_of(f"127.0.0.1:{watched.sentinel_port}", "other")
     async with opened(url) as (store, seen):
         for _ in range(6):
