@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from presift.rpc.pool.pool import RESOLVE_EVERY_S
@@ -16,7 +16,7 @@ from .fleet import Fleet
 from .meter import clock_of
 from .scenarios import FAULTS, Fault, Row, launch, nothing, play
 from .traffic import Crowd
-from .upgrade import Pulse, calling_http, order_of
+from .upgrade import calling_http, order_of
 
 STEP_S = 3600
 _MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
@@ -143,11 +143,11 @@ async def play_in_fleet(fleet: Fleet, crowd: Crowd, victim: str, fault: Fault[Fl
     """One scenario with one more caller, over HTTP, whose calls are counted as if they were over gRPC."""
     async with calling_http(fleet) as http:
         row = await play(fleet, crowd, victim, fault)
+    errors = (call.error.partition(":")[0] for call in http if call.error)
     return replace(
         row,
         calls=row.calls + len(http),
-        errors=row.errors
-        + Counter(_AS_GRPC.get(call.error[:8].rstrip(":"), call.error) for call in http if call.error),
+        errors=row.errors + Counter(_AS_GRPC.get(error, error) for error in errors),
         fallbacks=row.fallbacks + Counter(call.fallback for call in http if call.fallback),
         faults=row.faults + Counter(call.fault for call in http if call.fault),
     )

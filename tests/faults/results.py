@@ -61,9 +61,11 @@ recovery counts from when it reports that it is ready. Deadlines are 5, 8 and 12
 """
 FLEET = """# The fleet's table
 
-Written by `pytest tests/faults/test_fleet.py --write-results`. Three orchestrators, four targets that are found by a DNS
-name, two drafts, and two Valkeys under a Sentinel. Meanwhile 12 callers over gRPC and one over HTTP send requests on
-all routes, and each answer is checked. Callers know all orchestrators. Recovery counts from the end of the fault.
+Written by `make faults` (`pytest tests/faults/test_fleet.py --write-results`). Three orchestrators, four targets that
+are found by a DNS name, two drafts, and two Valkeys under a Sentinel. Meanwhile 12 callers over gRPC, who know all
+orchestrators, and one over HTTP send requests on all routes, and each answer is checked. Deadlines are 60 s. A fault
+lasts at least 4 s, and recovery counts from its end. The OOM kill is the kernel's, by a memory limit, unless the table
+says otherwise. Clocks are those of orchestrators and targets.
 """
 NEIGHBOURS = """# The noisy-neighbour table
 
