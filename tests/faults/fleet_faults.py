@@ -10,6 +10,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from presift.rpc.pool.pool import RESOLVE_EVERY_S
 
 from .fleet import Fleet
@@ -81,6 +84,11 @@ async def _stop_reading(fleet: Fleet, victim: str) -> None:
     fleet.turn_stderr()
     # A draft that is gone is worth a warning: there is something to write.
     fleet.kill("draft-1")
+    await asyncio.sleep(_BETWEEN_S)
+    for name in set(fleet.members) - {"draft-1"}:
+        async with grpc.aio.insecure_channel(fleet.members[name].running.address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            await check(health_pb2.HealthCheckRequest(), timeout=_PATIENCE_S / 2)
 
 
 async def _read_on(fleet: Fleet, victim: str) -> None:
