@@ -2572,7 +2572,7 @@ FAULTS: tuple[Planted, ...] = (
         "A name whose addresses all change has a replica at each moment",
         "replicas leave before those of the new addresses are connected",
         f"{PRESIFT}/rpc/pool/pool.py",
-        "        if not any(each.is_usable for each in others):\n            return\n",
+        "        if not self._leaving or not all(each.was_tried for each in others):\n            return\n",
         "",
         (f"{UNIT}/rpc/pool/test_pool.py::test_replicas_are_used_until_those_of_new_addresses_are_ready",),
     ),

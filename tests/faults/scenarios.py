@@ -113,7 +113,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "DNS": frozenset(),
     "clock": frozenset(),
     "stderr": frozenset(),
-    "each": frozenset(),
+    "each": frozenset({"Cancelled"}),
     "target": frozenset({"Unavailable", "DeadlineExceeded"}),
     "orchestrator": frozenset({"Unavailable", "DeadlineExceeded", "Cancelled"}),
 }
@@ -157,7 +157,10 @@ async def play(stack: S, crowd: Crowd, victim: str, fault: Fault[S]) -> Row:
     """One scenario, from a healthy stack to a healthy stack."""
     async with crowd.asking() as book:
         await asyncio.sleep(BEFORE_S)
-        assert book.calls and not book.errors, f"not healthy before: {book.errors}"
+        async with asyncio.timeout(PATIENCE_S):
+            while not book.calls:
+                await asyncio.sleep(0.1)
+        assert not book.errors, f"not healthy before: {book.errors}"
         await fault.begin(stack, victim)
         await asyncio.sleep(FAULT_S)
         await fault.end(stack, victim)

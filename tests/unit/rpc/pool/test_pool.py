@@ -135,6 +135,17 @@ async def test_replicas_are_used_until_those_of_new_addresses_are_ready(build, d
     await settle(lambda: addresses(fleet) == ["c:1"] and channels["a:1"].closed and channels["b:1"].closed)
 
 
+async def test_replicas_are_used_while_those_of_new_addresses_fail(build, dns, channels):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels["c:1"] = Channel()
+    channels["c:1"].state = AWAY
+    dns.append(("c:1",))
+    await settle(lambda: len(fleet.statuses()) == 3)
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1"]
+
+
 async def test_an_address_that_comes_back_stays(build, dns, channels):
     fleet = build(DnsName("draft", 1))
     await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
