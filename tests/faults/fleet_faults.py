@@ -17,7 +17,7 @@ from presift.rpc.pool.pool import RESOLVE_EVERY_S
 
 from .fleet import Fleet
 from .meter import clock_of
-from .scenarios import FAULTS, Fault, Row, launch, nothing, play
+from .scenarios import Fault, Row, kill, launch, nothing, play
 from .traffic import Crowd
 from .upgrade import calling_http, order_of
 
@@ -126,7 +126,7 @@ def _out_of_memory() -> Fault[Fleet]:
     """By a memory group (version 1) where this process may make one, else as the kernel does it: SIGKILL."""
     if (_MEMORY_GROUPS / "memory.limit_in_bytes").exists() and os.access(_MEMORY_GROUPS, os.W_OK):
         return Fault("OOM kill", _run_out_of_memory, launch)
-    return Fault("OOM kill (a plain SIGKILL)", FAULTS["kill -9"].begin, launch)
+    return Fault("OOM kill (a plain SIGKILL)", kill, launch)
 
 
 OOM_KILL = _out_of_memory()
