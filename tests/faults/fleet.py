@@ -70,7 +70,7 @@ class Fleet(Stack):
 
     @property
     def with_clocks(self) -> list[str]:
-        """The services whose clocks can be set. PyTorch takes minutes to load under libfaketime, so no drafts."""
+        """The services whose clocks can be set. No drafts: one was not ready within 240 s under libfaketime."""
         return [name for name in self.members if not name.startswith("draft")] if FAKETIME.exists() else []
 
     def _clock_of(self, name: str) -> dict[str, str]:
