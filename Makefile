@@ -31,6 +31,8 @@ SUITES := .venv-suites
 # Peers of the benchmarks: each needs another version of transformers.
 LONGLLMLINGUA := .venv-longllmlingua
 KVPRESS := .venv-kvpress
+# Debian's library that gives a process another clock.
+FAKETIME := $(VENV)/lib/libfaketimeMT.so.1
 LOAD_STAMP := $(LOAD)/.installed
 INSPECT_STAMP := $(INSPECT)/.installed
 SUITES_STAMP := $(SUITES)/.installed
@@ -49,7 +51,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites peers test-models selection-floors faults versions sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
+.PHONY: help install models demo-models demo test test-fast test-clients test-clients-ci suites peers test-models selection-floors faults versions faketime sglang-canary engines engines-check soak fuzz check supply-chain dashboards dashboards-check alerts promtool release dist format protos protos-check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -116,6 +118,7 @@ selection-floors: models ## measure the recall of answers anew, after a change t
 	@$(BIN)/python tests/bench/selection_recall.py --model "$(PRESIFT_HOME)/models/$(TEST_MODEL)" --write
 
 faults: $(STAMP) ## kill, stop, starve and soak real processes, and run two versions together (over half an hour); writes tests/faults/RESULTS.md
+	@test -e $(FAKETIME) || $(MAKE) --no-print-directory faketime || echo "== faults of clocks: NOT TESTED, libfaketime could not be downloaded"
 	@$(BIN)/python -m pytest tests/faults --write-results
 
 versions: $(STAMP) ## run an earlier version's services, clients and cached values together with this one's, upgrade and roll back (OLD=<git ref>; default: the newest tag, else a commit of 2026-11-30)
@@ -157,6 +160,10 @@ dashboards-check: supply-chain
 
 alerts: $(STAMP) ## generate ops/k8s/components/alerts from ops/prometheus/rules.yml
 	@$(BIN)/python ops/prometheus/for_operator.py
+
+faketime: $(STAMP) ## put Debian's libfaketime, for the faults of clocks, into .venv
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd $$folder && apt-get download -qq libfaketime \
+		&& dpkg -x libfaketime_*.deb . && install -m 644 usr/lib/*/faketime/libfaketimeMT.so.1 $(abspath $(FAKETIME))
 
 # Unpacked, not installed: installing Debian's package would start a server.
 promtool: $(STAMP) ## put Debian's promtool, for the tests of the alert rules, into .venv

@@ -58,13 +58,23 @@ async def _holding(stack: Stack, name: str) -> Holding:
 
 async def tasks_of(stack: Stack, name: str) -> int:
     """How many asyncio tasks the process has; a service that runs by `watched`."""
+    return int((await _told(stack, name))[0])
+
+
+async def clock_of(stack: Stack, name: str) -> int:
+    """Its wall clock, in seconds since 1970; of a service that runs by `watched`."""
+    return int((await _told(stack, name))[3])
+
+
+async def _told(stack: Stack, name: str) -> list[str]:
+    """What `watched` says of the process now."""
     path = stack.tasks_file(name)
     before = path.read_text() if path.exists() else ""
     stack.signal(name, signal.SIGUSR1)
     async with asyncio.timeout(10):
         while not path.exists() or path.read_text() == before:
             await asyncio.sleep(0.02)
-    return int(path.read_text().split()[0])
+    return path.read_text().split()
 
 
 async def free_kv_tokens(stack: Stack, name: str) -> int:

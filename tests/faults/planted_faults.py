@@ -27,6 +27,7 @@ CORE, ORCHESTRATOR, PLUGIN = f"{PRESIFT}/core", f"{PRESIFT}/orchestrator", f"{PR
 SGLANG = f"{PRESIFT}/target/sglang"
 UNIT, CONTRACT = "tests/unit", "tests/contract"
 FAULTS_OF_COST = "tests/faults/test_costs.py"
+FLEET = "tests/faults/test_fleet.py::test_a_fault_of_a_fleet"
 FAMILIES = "tests/reference/test_draft_families.py"
 
 FAULTS: tuple[Planted, ...] = (
@@ -2583,5 +2584,41 @@ FAULTS: tuple[Planted, ...] = (
         "    freeze_loaded_objects()\n",
         "",
         ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
+    ),
+    Planted(
+        "a_withdrawn_replica_is_dropped_at_once",
+        "A name whose addresses all change has a replica at each moment",
+        "replicas leave before those of the new addresses are connected",
+        f"{PRESIFT}/rpc/pool/pool.py",
+        "        if not self._leaving or not all(each.was_tried for each in others):\n            return\n",
+        "",
+        (f"{UNIT}/rpc/pool/test_pool.py::test_replicas_are_used_until_those_of_new_addresses_are_ready",),
+    ),
+    Planted(
+        "deadlines_follow_the_wall_clock",
+        "A clock that is set ends no call",
+        "deadlines are on the wall clock",
+        f"{PRESIFT}/rpc/deadline.py",
+        "import time\nfrom dataclasses",
+        "import types, time as _time; time = types.SimpleNamespace(monotonic=_time.time)\nfrom dataclasses",
+        (f"{FLEET}[clock of orchestrator-0: one hour forward, then back]",),
+    ),
+    Planted(
+        "lines_are_written_where_they_are_logged",
+        "A fleet answers while nobody reads its logs",
+        "a line is written by the thread that logs it",
+        f"{PRESIFT}/telemetry/log_writer.py",
+        '            self._lines.put_nowait(f"{self.format(record)}\\n".encode(errors="backslashreplace"))\n',
+        '            os.write(self._descriptor, f"{self.format(record)}\\n".encode(errors="backslashreplace"))\n',
+        (f"{FLEET}[stderr of drafts and orchestrators: full pipe]",),
+    ),
+    Planted(
+        "a_found_primary_is_kept",
+        "After a failover the cache is used again",
+        "the Sentinels are asked once",
+        f"{PRESIFT}/cache/sentinel.py",
+        "        if self._asking is None or self._asking.done():\n",
+        "        if self._asking is None:\n",
+        (f"{FLEET}[cache primary: kill -9, failover]",),
     ),
 )

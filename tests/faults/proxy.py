@@ -67,17 +67,18 @@ class _Link:
 
 
 class FaultProxy:
-    """TCP on a port of 127.0.0.1 before `upstream` (HOST:PORT or unix:PATH), which may change between connections.
+    """TCP before `upstream` (HOST:PORT or unix:PATH), which may change between connections. It listens at `host`, on
+    a free port if `port` is 0.
 
     `delay_s` is what each chunk waits, `bytes_per_s` bounds a direction of a link, `garbage` replaces what passes.
     """
 
-    def __init__(self, upstream: str, seed: int = 0) -> None:
+    def __init__(self, upstream: str, seed: int = 0, host: str = "127.0.0.1", port: int = 0) -> None:
         self.upstream = upstream
         self.delay_s = 0.0
         self.bytes_per_s: float | None = None
         self.garbage = False
-        self.port = 0
+        self.host, self.port = host, port
         self._random = random.Random(seed)
         self._flows = asyncio.Event()
         self._flows.set()
@@ -88,7 +89,7 @@ class FaultProxy:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def links(self) -> int:
@@ -101,7 +102,7 @@ class FaultProxy:
         return self._ended_calls + sum(link.counter.calls for link in self._links)
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._connected, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def aclose(self) -> None:

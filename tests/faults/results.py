@@ -59,6 +59,14 @@ Written by `make faults` (`pytest tests/faults --write-results`). Real processes
 all routes, and each answer is checked token by token. A fault lasts 4 s. A killed service is started again after them;
 recovery counts from when it reports that it is ready. Deadlines are 5, 8 and 12 s.
 """
+FLEET = """# The fleet's table
+
+Written by `make faults` (`pytest tests/faults/test_fleet.py --write-results`). Three orchestrators, four targets that
+are found by a DNS name, two drafts, and two Valkeys under a Sentinel. Meanwhile 12 callers over gRPC, who know all
+orchestrators, and one over HTTP send requests on all routes, and each answer is checked. Deadlines are 60 s. A fault
+lasts at least 4 s, and recovery counts from its end. The OOM kill is the kernel's, by a memory limit, unless the table
+says otherwise. Clocks are those of orchestrators and targets.
+"""
 NEIGHBOURS = """# The noisy-neighbour table
 
 Written by `pytest tests/faults/test_neighbours.py --write-results`. Tenant A does one thing without a pause, tenant B
@@ -87,6 +95,7 @@ class Results:
     """The rows of all suites of one run."""
 
     faults: list[Row] = field(default_factory=list)
+    fleet: list[Row] = field(default_factory=list)
     neighbours: list[NeighbourRow] = field(default_factory=list)
     limits: list[LimitRow] = field(default_factory=list)
     upgrade: list[UpgradeRow] = field(default_factory=list)
@@ -95,6 +104,8 @@ class Results:
         """The head and the table of each suite that ran."""
         if self.faults:
             yield FAULTS, table_of(self.faults)
+        if self.fleet:
+            yield FLEET, table_of(self.fleet)
         if self.neighbours:
             yield NEIGHBOURS, neighbours_table(self.neighbours)
         if self.limits:
@@ -108,5 +119,5 @@ class Results:
         known = {part.partition("\n")[0]: part.strip() for part in re.split(r"(?m)^(?=# )", text) if part}
         for head, table in self.sections():
             known[head.partition("\n")[0]] = "\n".join([head, *table])
-        order = [head.partition("\n")[0] for head in (FAULTS, NEIGHBOURS, LIMITS, UPGRADE)]
+        order = [head.partition("\n")[0] for head in (FAULTS, FLEET, NEIGHBOURS, LIMITS, UPGRADE)]
         path.write_text("\n\n".join(known[title] for title in order if title in known) + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from .stack import Stack
 from .traffic import Book, Crowd
@@ -21,23 +22,23 @@ PATIENCE_S = 25.0
 RECOVERY_LIMIT_S = 10.0
 LATE_LIMIT_S = 1.0
 
-Act = Callable[[Stack, str], Awaitable[None]]
+S = TypeVar("S", bound=Stack)
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to a service: it begins, lasts FAULT_S, and ends."""
+class Fault(Generic[S]):
+    """What happens to a service of a stack: it begins, lasts FAULT_S, and ends."""
 
     name: str
-    begin: Act
-    end: Act
+    begin: Callable[[S, str], Awaitable[None]]
+    end: Callable[[S, str], Awaitable[None]]
 
 
-async def _kill(stack: Stack, victim: str) -> None:
+async def kill(stack: Stack, victim: str) -> None:
     stack.kill(victim)
 
 
-async def _launch(stack: Stack, victim: str) -> None:
+async def launch(stack: Stack, victim: str) -> None:
     await stack.launch(victim)
 
 
@@ -84,16 +85,16 @@ async def _behave(stack: Stack, victim: str) -> None:
     stack.proxies[victim].behave()
 
 
-async def _nothing(stack: Stack, victim: str) -> None:
+async def nothing(stack: Stack, victim: str) -> None:
     """It is over already."""
 
 
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("kill -9", _kill, _launch),
+        Fault("kill -9", kill, launch),
         Fault("SIGSTOP", _stop, _continue),
-        Fault("restart", _restart, _nothing),
+        Fault("restart", _restart, nothing),
         Fault("slow", _slow, _behave),
         Fault("throttled", _throttle, _behave),
         Fault("garbage", _garbage, _behave),
@@ -109,6 +110,10 @@ FAULTS = {
 ALLOWED: dict[str, frozenset[str]] = {
     "draft": frozenset(),
     "cache": frozenset(),
+    "DNS": frozenset(),
+    "clock": frozenset(),
+    "stderr": frozenset(),
+    "each": frozenset({"Cancelled"}),
     "target": frozenset({"Unavailable", "DeadlineExceeded"}),
     "orchestrator": frozenset({"Unavailable", "DeadlineExceeded", "Cancelled"}),
 }
@@ -148,11 +153,14 @@ class Row:
         return found
 
 
-async def play(stack: Stack, crowd: Crowd, victim: str, fault: Fault) -> Row:
+async def play(stack: S, crowd: Crowd, victim: str, fault: Fault[S]) -> Row:
     """One scenario, from a healthy stack to a healthy stack."""
     async with crowd.asking() as book:
         await asyncio.sleep(BEFORE_S)
-        assert book.calls and not book.errors, f"not healthy before: {book.errors}"
+        async with asyncio.timeout(PATIENCE_S):
+            while not book.calls:
+                await asyncio.sleep(0.1)
+        assert not book.errors, f"not healthy before: {book.errors}"
         await fault.begin(stack, victim)
         await asyncio.sleep(FAULT_S)
         await fault.end(stack, victim)

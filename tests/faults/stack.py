@@ -21,6 +21,7 @@ from . import watched
 from .proxy import FaultProxy
 
 START_S = 240.0
+NOWHERE = "127.0.0.1:1"
 KV_POOL_TOKENS = 16_384
 DRAIN_S = 5.0
 CAPACITY, KV_CAPACITY, CASCADE = 24, 16, 28
@@ -160,10 +161,14 @@ class Stack:
             self.proxies[name].upstream = self._cache.url.replace("unix://", "unix:")
             return
         member = self.members[name]
-        log, environment = self.plan.logs / f"{name}.log", _environment() | member.environment
-        environment[watched.FILE_VARIABLE] = str(self.tasks_file(name))
+        log = self.plan.logs / f"{name}.log"
+        environment = _environment() | member.environment | self.environment_of(name)
         member.process = ServiceProcess(name, "watched", [member.module, *member.flags], log, environment)
         self.proxies[name].upstream = await asyncio.to_thread(member.process.wait_ready, START_S)
+
+    def environment_of(self, name: str) -> dict[str, str]:
+        """What the process of that name gets to be observed and disturbed by."""
+        return {watched.FILE_VARIABLE: str(self.tasks_file(name))}
 
     def tasks_file(self, name: str) -> Path:
         return self.plan.logs / f"{name}.tasks"
@@ -193,27 +198,40 @@ class Stack:
 
     def orchestrator(self, code: Mapping[str, str], drafts: Sequence[str], targets: Sequence[str]) -> Member:
         """An orchestrator of the services of these names, not started."""
-        addresses = ["--draft-address", self._at(drafts), "--target-address", self._at(targets)]
+        addresses = ["--draft-address", self._at(drafts), "--target-address", self.target_address(targets)]
         cache = [f"--cache-ttl-s={self.plan.cache_ttl_s}", f"--cache-timeout-s={self.plan.cache_timeout_s}"]
-        url = self.cache.url if self.plan.direct_cache else f"redis://{self._at(['cache'])}"
         flags = [*_LISTEN, *addresses, *_FLAGS, *cache, *self.plan.orchestrator_flags]
-        return Member("presift.orchestrator", flags, {**code, "PRESIFT_ORCHESTRATOR_CACHE_URL": url})
+        return Member("presift.orchestrator", flags, {**code, "PRESIFT_ORCHESTRATOR_CACHE_URL": self.cache_url()})
+
+    def target_address(self, names: Sequence[str]) -> str:
+        """Where orchestrators find the targets of these names."""
+        return self._at(names)
+
+    def cache_url(self) -> str:
+        return self.cache.url if self.plan.direct_cache else f"redis://{self._at(['cache'])}"
 
     async def _start(self) -> None:
         plan = self.plan
         plan.logs.mkdir(parents=True, exist_ok=True)
         drafts, targets = self._names("draft", plan.drafts), self._names("target", plan.targets)
         orchestrators = self._names("orchestrator", plan.orchestrators)
-        await self._add_proxy("cache")
-        await self.launch("cache")
+        await self.start_cache()
         models = [(name, self.draft(plan.code)) for name in drafts]
         models += [(name, self.target(plan.code)) for name in targets]
         await asyncio.gather(*(self.add(name, member) for name, member in models))
         frontends = [(name, self.orchestrator(plan.code, drafts, targets)) for name in orchestrators]
         await asyncio.gather(*(self.add(name, member) for name, member in frontends))
 
+    async def start_cache(self) -> None:
+        await self._add_proxy("cache")
+        await self.launch("cache")
+
+    def new_proxy(self, name: str) -> FaultProxy:
+        """For that service, not started; it leads nowhere yet."""
+        return FaultProxy(NOWHERE)
+
     async def _add_proxy(self, name: str) -> None:
-        self.proxies[name] = FaultProxy("127.0.0.1:1")
+        self.proxies[name] = self.new_proxy(name)
         await self.proxies[name].start()
 
     def _at(self, names: Sequence[str]) -> str:

@@ -32,11 +32,11 @@ def order_of(name: str) -> tuple[int, str]:
 
 
 class Patient(Crowd):
-    """Callers who have all orchestrators' addresses, half of them in the other order, and one long deadline."""
+    """Callers who have all orchestrators' addresses, each a different one first, and one long deadline."""
 
-    def __init__(self, addresses: Sequence[str], oracle: Oracle) -> None:
-        orders = (addresses, addresses[::-1])
-        super().__init__([f"ipv4:{','.join(order)}" for order in orders], oracle, NUMBERS, CALLERS)
+    def __init__(self, addresses: Sequence[str], oracle: Oracle, callers: int = CALLERS) -> None:
+        orders = ([*addresses[first:], *addresses[:first]] for first in range(len(addresses)))
+        super().__init__([f"ipv4:{','.join(order)}" for order in orders], oracle, NUMBERS, callers)
 
     def questions(self, draw: random.Random) -> Iterator[Question]:
         return (replace(question, deadline_s=_PATIENCE_S) for question in super().questions(draw))

@@ -48,6 +48,7 @@ class ReplicaPool(Generic[S, I]):
         self._service = service
         self._resolve_every_s = resolve_every_s
         self._replicas: dict[str, Replica[S, I]] = {}
+        self._leaving: set[str] = set()
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heartbeats: dict[Replica[S, I], asyncio.Task[None]] = {}
@@ -192,20 +193,32 @@ class ReplicaPool(Generic[S, I]):
         return ""
 
     def _set_addresses(self, addresses: Iterable[str]) -> None:
-        """Add and remove replicas so that these are their addresses."""
+        """Add replicas so that there is one for each of these addresses. The others are leaving."""
         wanted = set(addresses)
-        if wanted == set(self._replicas):
-            return
-        for address in set(self._replicas) - wanted:
-            self._removed.append(self._replicas.pop(address))
-            if address in self._tasks:
-                self._tasks.pop(address).cancel()
-        for address in sorted(wanted - set(self._replicas)):
+        self._leaving = set(self._replicas) - wanted
+        new = sorted(wanted - set(self._replicas))
+        for address in new:
             self._replicas[address] = self._connect(address)
             if self._tasks:
                 self._watch_one(address)
+        if new or self._leaving:
+            self._ring = ReplicaRing(self._replicas)
+            self._compare()
+
+    def _remove_leaving(self) -> None:
+        """Remove them once all others were tried and one of these is usable. Connecting takes a while, and a name whose
+        addresses have all changed would have no replica until then."""
+        others = [each for address, each in self._replicas.items() if address not in self._leaving]
+        if not self._leaving or not all(each.was_tried for each in others):
+            return
+        if not any(each.is_usable for each in others):
+            return
+        for address in self._leaving:
+            self._removed.append(self._replicas.pop(address))
+            if address in self._tasks:
+                self._tasks.pop(address).cancel()
+        self._leaving = set()
         self._ring = ReplicaRing(self._replicas)
-        self._compare()
 
     def _connect(self, address: str) -> Replica[S, I]:
         channel, stub = self._service.connect(address, self.is_alone)
@@ -242,6 +255,7 @@ class ReplicaPool(Generic[S, I]):
             each.unused = unused
         if difference:
             self._record_switch(difference)
+        self._remove_leaving()
         self._changed.set()
 
     def _record_switch(self, difference: str) -> None:

@@ -75,6 +75,10 @@ class Listener(Protocol):
         """Answer new calls, and tell their callers to use another connection for the next one."""
         ...
 
+    async def stop_listening(self) -> None:
+        """Accept no more connections. Calls that arrive before that are answered."""
+        ...
+
     async def stop(self, within_s: float) -> None:
         """Refuse new calls, and return when no call is left, after `within_s` seconds at the latest."""
         ...
@@ -211,6 +215,7 @@ class GrpcServer:
         for listener in self.listeners:
             listener.announce_stop()
         await asyncio.sleep(lame_duck_s)
+        await asyncio.gather(*(each.stop_listening() for each in self.listeners))
         self.calls.close()
         # gRPC itself ends calls that the cancellation does not reach, because their caller does not read. The other
         # listeners do the same.

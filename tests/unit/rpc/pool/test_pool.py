@@ -118,6 +118,48 @@ async def test_a_name_is_looked_up_again(build, dns):
     await settle(lambda: addresses(fleet) == ["b:1", "c:1"])
 
 
+async def test_replicas_are_used_until_those_of_new_addresses_are_ready(build, dns, channels):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels |= {"c:1": Channel(), "d:1": Channel()}
+    channels["c:1"].state = channels["d:1"].state = grpc.ChannelConnectivity.CONNECTING
+    dns.append(("c:1", "d:1"))
+    await settle(lambda: len(fleet.statuses()) == 4)
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1"]
+    channels["c:1"].move(READY)
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1", "c:1"])
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1", "c:1"], "the load of two would be that of one"
+    channels["d:1"].move(AWAY)
+    await settle(lambda: addresses(fleet) == ["c:1"] and channels["a:1"].closed and channels["b:1"].closed)
+
+
+async def test_replicas_are_used_while_those_of_new_addresses_fail(build, dns, channels):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels["c:1"] = Channel()
+    channels["c:1"].state = AWAY
+    dns.append(("c:1",))
+    await settle(lambda: len(fleet.statuses()) == 3)
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1"]
+
+
+async def test_an_address_that_comes_back_stays(build, dns, channels):
+    fleet = build(DnsName("draft", 1))
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels["c:1"] = Channel()
+    channels["c:1"].state = grpc.ChannelConnectivity.CONNECTING
+    dns.append(("c:1",))
+    await settle(lambda: len(fleet.statuses()) == 3)
+    dns.append(("a:1", "c:1"))
+    await settle(lambda: not fleet._leaving - {"b:1"})
+    channels["c:1"].move(READY)
+    await settle(lambda: addresses(fleet) == ["a:1", "c:1"] and channels["b:1"].closed)
+    assert not channels["a:1"].closed
+
+
 async def test_an_unavailable_name_server_removes_no_replica(build, dns):
     fleet = build(DnsName("draft", 1))
     await settle(lambda: addresses(fleet) == ["a:1", "b:1"])

@@ -106,6 +106,16 @@ class HttpServer:
         """Answer further requests with `Connection: close`."""
         self._responses.are_last = True
 
+    async def stop_listening(self) -> None:
+        """Accept no more connections, and close the idle ones. Requests that arrive before that are answered."""
+        self._server.should_exit = True
+        while self._serving is not None and not self._serving.done() and self._is_listening():
+            await asyncio.sleep(_TICK_S)
+
+    def _is_listening(self) -> bool:
+        # uvicorn closes these and the idle connections without a pause between.
+        return any(each.is_serving() for each in self._server.servers)
+
     async def stop(self, within_s: float) -> None:
         """Accept no more connections, and return when all are closed; after `within_s` they are aborted."""
         if self._serving is None:
