@@ -117,10 +117,10 @@ class Fleet(Stack):
             while calls != (calls := sum(proxy.calls for proxy in self._old)):
                 await asyncio.sleep(_QUIET_S)
 
-    def turn_stderr(self) -> None:
-        """Of each draft and orchestrator: from what is read to a full pipe that nobody reads, or back."""
+    def toggle_stderr(self) -> None:
+        """Of each draft and orchestrator that is up: from what is read to a full pipe that nobody reads, or back."""
         for name in self.members:
-            if name not in self.targets:  # an echo target does not log as services do
+            if name not in self.targets and self.is_up(name):  # an echo target does not log as services do
                 self.signal(name, signal.SIGUSR2)
 
     async def fail_over(self) -> None:

@@ -55,12 +55,12 @@ async def _move_at_once(fleet: Fleet, victim: str) -> None:
     await fleet.close_old_addresses()
 
 
-async def _forget_names(fleet: Fleet, victim: str) -> None:
+async def _fail_lookup(fleet: Fleet, victim: str) -> None:
     fleet.name_addresses(are_known=False)
     await asyncio.sleep(RESOLVE_EVERY_S)
 
 
-async def _know_names(fleet: Fleet, victim: str) -> None:
+async def _restore_lookup(fleet: Fleet, victim: str) -> None:
     fleet.name_addresses()
 
 
@@ -81,7 +81,7 @@ async def _step_back(fleet: Fleet, victim: str) -> None:
 
 
 async def _stop_reading(fleet: Fleet, victim: str) -> None:
-    fleet.turn_stderr()
+    fleet.toggle_stderr()
     # A draft that is gone is worth a warning: there is something to write.
     fleet.kill("draft-1")
     await asyncio.sleep(_BETWEEN_S)
@@ -92,8 +92,9 @@ async def _stop_reading(fleet: Fleet, victim: str) -> None:
 
 
 async def _read_on(fleet: Fleet, victim: str) -> None:
+    # A process that is started now has an ordinary stderr.
+    fleet.toggle_stderr()
     await fleet.launch("draft-1")
-    fleet.turn_stderr()
 
 
 async def _run_out_of_memory(fleet: Fleet, victim: str) -> None:
@@ -135,7 +136,7 @@ CLOCK_STEP = Fault("one hour forward, then back", _step_clock, _step_back)
 FLEET_FAULTS: tuple[tuple[str, Fault[Fleet]], ...] = (
     ("cache primary", Fault("kill -9, failover", _lose_primary, _replace_replica)),
     ("DNS of targets", Fault("new addresses, old ones serve on", _move_slowly, nothing)),
-    ("DNS of targets", Fault("no answer", _forget_names, _know_names)),
+    ("DNS of targets", Fault("no answer", _fail_lookup, _restore_lookup)),
     ("target group", Fault("new addresses, old ones end", _move_at_once, nothing)),
     ("clock of orchestrator-0", CLOCK_STEP),
     ("clock of orchestrators and targets", CLOCK_STEP),

@@ -83,6 +83,8 @@ def plant_and_test(tree: Path, fault: Planted, *, every: bool) -> int:
         print(f"{fault.name:<36} does not fit  {error}", flush=True)
         return 2
     verdict, outcome = {FAILED: ("caught", 0), PASSED: ("SURVIVED", 1)}.get(code, (f"pytest said {code}", 2))
+    if code == PASSED and re.search(r"\d+ skipped", output):
+        verdict, outcome = "not tested: skipped", 2
     caught_by = ", ".join(failed_tests(output)) if outcome == 0 else fault.guarantee
     print(f"{fault.name:<36} {verdict:<9} {time.monotonic() - began:5.1f} s  {caught_by}", flush=True)
     if outcome == 2:

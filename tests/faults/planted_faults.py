@@ -2586,12 +2586,21 @@ FAULTS: tuple[Planted, ...] = (
         ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
     ),
     Planted(
+        "replicas_that_leave_vote",
+        "A name whose addresses move to another kind of replica uses that kind",
+        "replicas whose addresses are gone choose the reference too",
+        f"{PRESIFT}/rpc/pool/pool.py",
+        "if each.address not in self._leaving] or known",
+        "]",
+        (f"{UNIT}/rpc/pool/test_pool.py::test_replicas_that_leave_do_not_keep_another_kind_out",),
+    ),
+    Planted(
         "a_withdrawn_replica_is_dropped_at_once",
         "A name whose addresses all change has a replica at each moment",
         "replicas leave before those of the new addresses are connected",
         f"{PRESIFT}/rpc/pool/pool.py",
-        "        if not self._leaving or not all(each.was_tried for each in others):\n            return\n",
-        "",
+        " if are_others_ready or self._clock() >= last]\n",
+        "]\n",
         (f"{UNIT}/rpc/pool/test_pool.py::test_replicas_are_used_until_those_of_new_addresses_are_ready",),
     ),
     Planted(

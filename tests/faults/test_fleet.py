@@ -1,6 +1,6 @@
 """Faults of a fleet, one after another: three orchestrators, four targets, two drafts, and Valkeys under a Sentinel.
 
-A share runs by default; all of them with `-m faults` (`make faults`).
+`make faults` runs it.
 """
 
 from __future__ import annotations

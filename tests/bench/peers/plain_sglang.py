@@ -56,15 +56,18 @@ class PlainSglang:
         started = time.perf_counter()
         first: float | None = None
         found = _Stream()
-        async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != httpx.codes.OK:
-                text = (await response.aread()).decode(errors="replace")
-                raise (refused if response.is_client_error else failed)(
-                    f"SGLang answered {response.status_code}: {text}"
-                )
-            async for line in response.aiter_lines():
-                if line.startswith("data: ") and found.add(line.removeprefix("data: ")) and first is None:
-                    first = time.perf_counter()
+        try:
+            async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    text = (await response.aread()).decode(errors="replace")
+                    raise (refused if response.is_client_error else failed)(
+                        f"SGLang answered {response.status_code}: {text}"
+                    )
+                async for line in response.aiter_lines():
+                    if line.startswith("data: ") and found.add(line.removeprefix("data: ")) and first is None:
+                        first = time.perf_counter()
+        except httpx.HTTPError as error:
+            raise ValueError(f"SGLang's server ended, or cannot be reached: {error!r}") from error
         ended = time.perf_counter()
         return found.answer(((first or ended) - started) * 1e3, (ended - started) * 1e3)
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from presift.cache.embedded import valkey_binary
-
-from .valkeys import PASSWORD, free_port, run_valkey, wait_until
+from .valkeys import PASSWORD, free_port, launch, run_valkey, wait_until
 
 SENTINEL_PASSWORD = "sentinel-s3cret"
 _LOGIN = ("--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", "", "--repl-diskless-sync-delay", "0")
@@ -92,8 +90,7 @@ class WatchedValkeys:
             f"sentinel monitor main 127.0.0.1 {primary_port} 1\nsentinel auth-pass main {PASSWORD}\n"
             "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
         )
-        command = [str(valkey_binary()), str(config), "--sentinel"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        return launch(str(config), "--sentinel")
 
     def stop(self) -> None:
         for client in (*self.servers, self.sentinel):

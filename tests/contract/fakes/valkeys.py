@@ -44,9 +44,13 @@ def wait_until(condition: Callable[[], object]) -> None:
 def run_valkey(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     """A server on loopback that keeps its files in `folder`, a new one."""
     folder.mkdir()
+    return launch(*options, "--bind", "127.0.0.1", "--dir", str(folder))
+
+
+def launch(*options: str) -> subprocess.Popen[bytes]:
+    """Valkey with these options. It ends with this process."""
     launcher = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
-    command = [str(valkey_binary()), *options, "--bind", "127.0.0.1", "--dir", str(folder)]
-    return subprocess.Popen([*launcher, *command], stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*launcher, str(valkey_binary()), *options], stdout=subprocess.DEVNULL)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 from presift.rpc.pool.balancer import ReplicaRing, in_order
 from presift.rpc.pool.health import watch
 from presift.rpc.pool.heartbeat import keep_in_use
-from presift.rpc.pool.reference import Reference
+from presift.rpc.pool.reference import MINORITY_S, Reference
 from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
 from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
@@ -28,6 +28,8 @@ from presift.telemetry.metrics import count
 RESOLVE_EVERY_S = 5.0
 _INFO_TIMEOUT_S = 5.0
 _RESTART_S = 1.0
+# A replica whose address is gone is used for so many seconds at most: others of another kind are the reference by then.
+_LEAVING_S = MINORITY_S + 30.0
 # A replica's circuit breaker opens after so many failures in a row, for so many seconds.
 FAILURES, OPEN_S = 5, 5.0
 
@@ -48,7 +50,9 @@ class ReplicaPool(Generic[S, I]):
         self._service = service
         self._resolve_every_s = resolve_every_s
         self._replicas: dict[str, Replica[S, I]] = {}
-        self._leaving: set[str] = set()
+        # Their addresses are gone; the value is when they are removed at the latest.
+        self._leaving: dict[str, float] = {}
+        self._clock = clock
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heartbeats: dict[Replica[S, I], asyncio.Task[None]] = {}
@@ -195,7 +199,8 @@ class ReplicaPool(Generic[S, I]):
     def _set_addresses(self, addresses: Iterable[str]) -> None:
         """Add replicas so that there is one for each of these addresses. The others are leaving."""
         wanted = set(addresses)
-        self._leaving = set(self._replicas) - wanted
+        last = self._clock() + _LEAVING_S
+        self._leaving = {each: self._leaving.get(each, last) for each in self._replicas if each not in wanted}
         new = sorted(wanted - set(self._replicas))
         for address in new:
             self._replicas[address] = self._connect(address)
@@ -206,19 +211,24 @@ class ReplicaPool(Generic[S, I]):
             self._compare()
 
     def _remove_leaving(self) -> None:
-        """Remove them once all others were tried and one of these is usable. Connecting takes a while, and a name whose
-        addresses have all changed would have no replica until then."""
-        others = [each for address, each in self._replicas.items() if address not in self._leaving]
-        if not self._leaving or not all(each.was_tried for each in others):
+        """Remove them once all others were tried and one of these is usable, or when their time is over. Connecting
+        takes a while, and a name whose addresses have all changed would have no replica until then."""
+        others = self._staying()
+        are_others_ready = all(each.was_tried for each in others) and any(each.is_usable for each in others)
+        ended = [each for each, last in self._leaving.items() if are_others_ready or self._clock() >= last]
+        if not ended:
             return
-        if not any(each.is_usable for each in others):
-            return
-        for address in self._leaving:
+        if not are_others_ready:
+            log.warning("%s: the addresses %s are gone, and no other is usable", self._service.role, ", ".join(ended))
+        for address in ended:
+            del self._leaving[address]
             self._removed.append(self._replicas.pop(address))
             if address in self._tasks:
                 self._tasks.pop(address).cancel()
-        self._leaving = set()
         self._ring = ReplicaRing(self._replicas)
+
+    def _staying(self) -> list[Replica[S, I]]:
+        return [self._replicas[address] for address in sorted(self._replicas) if address not in self._leaving]
 
     def _connect(self, address: str) -> Replica[S, I]:
         channel, stub = self._service.connect(address, self.is_alone)
@@ -239,10 +249,11 @@ class ReplicaPool(Generic[S, I]):
 
     def _compare(self, *, is_late: bool = False) -> None:
         """Choose or review the reference, and compare all known replicas with it. It is chosen once all replicas were
-        tried, or if `is_late`."""
+        tried, or if `is_late`. Those that leave have no say, unless they are all that is known."""
         by_address = [self._replicas[address] for address in sorted(self._replicas)]
         known = [(each, each.known.info) for each in by_address if each.known is not None]
-        allowed = [info for _, info in known if not self._service.refusal(info)]
+        staying = [(each, info) for each, info in known if each.address not in self._leaving] or known
+        allowed = [info for _, info in staying if not self._service.refusal(info)]
         if is_late or all(each.was_tried for each in by_address):
             self._reference.choose(allowed)
         difference = self._reference.review(allowed)

@@ -29,6 +29,8 @@ from presift.telemetry.gauges import Gauge, gauge, observed
 
 # Seconds for cancelled calls to send their error at the end of a drain.
 _CANCEL_S = 1.0
+# Connections that were accepted before the sockets closed have so many seconds to send their request.
+_LATE_REQUESTS_S = 0.5
 
 # SERVING from the start: a process that is not ready need not be restarted.
 LIVENESS = "liveness"
@@ -215,7 +217,9 @@ class GrpcServer:
         for listener in self.listeners:
             listener.announce_stop()
         await asyncio.sleep(lame_duck_s)
-        await asyncio.gather(*(each.stop_listening() for each in self.listeners))
+        if self.listeners:
+            await asyncio.gather(*(each.stop_listening() for each in self.listeners))
+            await asyncio.sleep(_LATE_REQUESTS_S)
         self.calls.close()
         # gRPC itself ends calls that the cancellation does not reach, because their caller does not read. The other
         # listeners do the same.

@@ -146,6 +146,38 @@ async def test_replicas_are_used_while_those_of_new_addresses_fail(build, dns, c
     assert addresses(fleet) == ["a:1", "b:1"]
 
 
+async def test_a_replica_without_an_address_leaves_in_any_case(build, dns, channels):
+    now = [0.0]
+    fleet = build(DnsName("draft", 1), clock=lambda: now[0])
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels["c:1"] = Channel()
+    channels["c:1"].state = AWAY
+    dns.append(("c:1",))
+    await settle(lambda: len(fleet.statuses()) == 3)
+    now[0] = fleet_module._LEAVING_S - 1
+    await asyncio.sleep(0.05)
+    assert addresses(fleet) == ["a:1", "b:1"]
+    now[0] += 1
+    await settle(lambda: channels["a:1"].closed and channels["b:1"].closed)
+    assert addresses(fleet) == []
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+async def test_replicas_that_leave_do_not_keep_another_kind_out(build, dns, channels, is_pinned):
+    now = [0.0]
+    fleet = build(DnsName("draft", 1), clock=lambda: now[0], is_pinned=is_pinned)
+    await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
+    channels |= {"c:1": Channel(), "d:1": Channel()}
+    channels["c:1"].model = channels["d:1"].model = "other"
+    dns.append(("c:1", "d:1"))
+    if is_pinned:
+        await settle(lambda: len(fleet.statuses()) == 4)
+        await asyncio.sleep(0.05)
+        assert addresses(fleet) == ["a:1", "b:1"]
+        now[0] = MINORITY_S
+    await settle(lambda: addresses(fleet) == ["c:1", "d:1"])
+
+
 async def test_an_address_that_comes_back_stays(build, dns, channels):
     fleet = build(DnsName("draft", 1))
     await settle(lambda: addresses(fleet) == ["a:1", "b:1"])
@@ -154,7 +186,7 @@ async def test_an_address_that_comes_back_stays(build, dns, channels):
     dns.append(("c:1",))
     await settle(lambda: len(fleet.statuses()) == 3)
     dns.append(("a:1", "c:1"))
-    await settle(lambda: not fleet._leaving - {"b:1"})
+    await settle(lambda: set(fleet._leaving) <= {"b:1"})
     channels["c:1"].move(READY)
     await settle(lambda: addresses(fleet) == ["a:1", "c:1"] and channels["b:1"].closed)
     assert not channels["a:1"].closed
