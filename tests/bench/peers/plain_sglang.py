@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ from presift.target import sglang_plugin
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 
 _START_S = 600.0
+_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b")
 # The time that one answer may take.
 _ANSWER_S = 3600.0
 
@@ -195,7 +197,10 @@ async def _wait_until_healthy(address: str, process: asyncio.subprocess.Process 
             if process is None:
                 raise ValueError(f"sglang-address is {address}, where no healthy SGLang answers")
             await asyncio.sleep(0.5)
-    assert log is not None
+    assert log is not None and process is not None
     log.seek(0)
-    last = log.read().decode(errors="replace").strip().rpartition("\n")[2]
-    raise ValueError(f"plain SGLang did not start within {_START_S:.0f} s: {last}")
+    lines = log.read().decode(errors="replace").strip().split("\n")
+    # The process that failed says why; the last lines are those of the processes that end because of it.
+    said = [line for line in lines if _ERROR.search(line)] or lines
+    what = "ended while it started" if process.returncode is not None else f"did not start within {_START_S:.0f} s"
+    raise ValueError(f"plain SGLang {what}: {said[-1]}")
