@@ -2586,4 +2586,22 @@ FAULTS: tuple[Planted, ...] = (
         "",
         ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
     ),
+    Planted(
+        "a_renamed_sampler_ends_the_start",
+        "A newer SGLang whose sampler has other names starts and serves full and spec_pc",
+        "the scheduler raises an error if a function is missing",
+        f"{SGLANG}/seeds.py",
+        "    if why_unsupported() is not None:\n        return\n",
+        "    if reason := why_unsupported():\n        raise RuntimeError(reason)\n",
+        (f"{UNIT}/target/sglang/test_seeds.py::test_a_renamed_function_is_the_reason_and_nothing_is_hooked",),
+    ),
+    Planted(
+        "a_seed_is_ignored",
+        "Target: a seed is refused if the installed SGLang cannot sample by it",
+        "it is accepted and has no effect",
+        f"{PRESIFT}/target/admission.py",
+        "    if info.unsupported_seeds and ",
+        "    if False and ",
+        (f"{UNIT}/target/test_admission.py::test_a_seed_that_the_engine_cannot_sample_by",),
+    ),
 )
