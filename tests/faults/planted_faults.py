@@ -2587,6 +2587,15 @@ FAULTS: tuple[Planted, ...] = (
         ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
     ),
     Planted(
+        "unshifted_positions_pass_the_selfcheck",
+        "Self-check: an engine that counts positions by the KV that is held does not drop KV",
+        "the self-check does not compare the keys past dropped KV with those at the right positions",
+        f"{PLUGIN}/self_check.py",
+        "_require(found <= _KEY_TOLERANCE, failure)",
+        "_require(True, failure)",
+        (f"{UNIT}/target/sglang_plugin/test_self_check.py::test_what_the_engine_does_wrong_is_the_reason",),
+    ),
+    Planted(
         "a_renamed_sampler_ends_the_start",
         "A newer SGLang whose sampler has other names starts and serves full and spec_pc",
         "the scheduler raises an error if a function is missing",

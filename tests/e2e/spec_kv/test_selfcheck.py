@@ -48,6 +48,21 @@ def run_scheduler(*args, **kwargs):
     processes.run_scheduler(*args, **kwargs)
 """
 
+# A scheduler process that leaves positions as SGLang counts them, by the KV that is held: always, or in decode steps.
+UNSHIFTED = """
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin import attention
+    per_token = attention._per_token
+
+    def unshifted(shifts, forward, batch):
+        return per_token(shifts, forward, batch) * (0 if {condition} else 1)
+
+    attention._per_token = unshifted
+    processes.run_scheduler(*args, **kwargs)
+"""
+
 # A scheduler process in which everything is aborted while the first three requests of the self-check are queued.
 ABORTED = """
 from presift.target.sglang import processes
@@ -106,8 +121,10 @@ async def answer(engine: SglangEngine, plan: Any = None, tokens: int = 4, **samp
     [
         (RENAMED, "add_chunked_req"),
         (WRONG_KV, "with all KV kept, the answer differs"),
+        (UNSHIFTED.format(condition="True"), "past dropped KV are at wrong positions"),
+        (UNSHIFTED.format(condition="forward.forward_mode.is_decode()"), "past dropped KV are at wrong positions"),
     ],
-    ids=["renamed", "wrong"],
+    ids=["renamed", "wrong", "unshifted", "unshifted-decode"],
 )
 async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
     tiny_model: Callable[[str], Path], plan: Any, run_as_scheduler: Callable[[str], None], scheduler: str, reason: str
