@@ -100,7 +100,10 @@ def _engines() -> Iterator[Row]:
             else "all of `tests/e2e/spec_kv`, on a CPU (`make sglang-canary`), with the lock's torch and transformers"
         )
         yield _served(f"SGLang {version}", tests)
-    condition = 'KV is dropped if every hook is in place and the check at start passes; `GetInfo` says "(untested)"'
+    condition = (
+        "KV is dropped if every hook is in place and the check at start passes; a `seed` is refused if SGLang has "
+        'renamed a function of its sampler; `GetInfo` says "(untested)"'
+    )
     yield "newer SGLang", _UNTESTED, _UNTESTED, condition
     yield "older SGLang", "untested", "refused", f"supported: {TESTED[0]} and newer"
 

@@ -17,9 +17,9 @@ from presift.target.engine import EngineInfo, GenerateRequest
 def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
     """Check a request against the engine's model.
 
-    Raises InvalidRequest for a token id outside the vocabulary, or for stop strings without a tokenizer; PromptTooLong
-    if prompt plus answer exceed the context; RouteUnsupported, InvalidRequest or BudgetExceeded for a KV plan that
-    cannot be applied.
+    Raises InvalidRequest for a token id outside the vocabulary, for stop strings without a tokenizer, or for a seed if
+    the engine cannot sample by it; PromptTooLong if prompt plus answer exceed the context; RouteUnsupported,
+    InvalidRequest or BudgetExceeded for a KV plan that cannot be applied.
     """
     sampling, model = request.sampling, info.model
     _check_ids("token_ids", int(request.token_ids.max()), model.vocabulary_size)
@@ -32,6 +32,8 @@ def check_fits(request: GenerateRequest, info: EngineInfo) -> None:
         raise InvalidRequest(
             "sampling.min_new_tokens", sampling.min_new_tokens, "0, because the model has no tokenizer"
         )
+    if info.unsupported_seeds and sampling.seed is not None and not sampling.is_greedy:
+        raise InvalidRequest("sampling.seed", sampling.seed, f"unset unless greedy: {info.unsupported_seeds}")
     _check_ids("sampling.logit_bias", max(sampling.logit_bias, default=0), model.vocabulary_size)
     check_answer(request, info)
     if request.kv_plan is not None:

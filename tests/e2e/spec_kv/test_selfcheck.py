@@ -1,4 +1,4 @@
-"""Where the plugin is not wholly in place, route spec_kv is not served, with the reason, and everything else is."""
+"""Where a hook is missing or does not work, what needs it is not served, with the reason, and everything else is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.errors import RouteUnsupported
+from presift.core.errors import InvalidRequest, RouteUnsupported
 from presift.core.generation import Sampling
 from presift.core.plan import Route
+from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.models.folder import resolve
+from presift.target.admission import check_fits
 from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
@@ -46,6 +48,20 @@ def run_scheduler(*args, **kwargs):
     processes.run_scheduler(*args, **kwargs)
 """
 
+# A scheduler process that leaves positions as SGLang counts them, by the KV that is held: always, or in decode steps.
+UNSHIFTED = """
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin import attention
+    per_token = attention._per_token
+
+    def unshifted(shifts, forward, batch):
+        return per_token(shifts, forward, batch) * (0 if {condition} else 1)
+
+    attention._per_token = unshifted
+    processes.run_scheduler(*args, **kwargs)
+"""
 
 # A scheduler process in which everything is aborted while the first three requests of the self-check are queued.
 ABORTED = """
@@ -67,6 +83,17 @@ def run_scheduler(*args, **kwargs):
 """
 
 
+# A scheduler process whose SGLang has another name for a function of its sampler.
+RENAMED_SAMPLER = """
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin import sglang_names
+    sglang_names._CHANGES[sglang_names.TESTED[0]]["around_sample_from_probs"] = "layers.sampler.Sampler.gone"
+    processes.run_scheduler(*args, **kwargs)
+"""
+
+
 @asynccontextmanager
 async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
     engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", kv_pool_tokens=2048, threads=1))
@@ -77,9 +104,13 @@ async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
         await engine.stop()
 
 
-async def answer(engine: SglangEngine, plan: Any = None, tokens: int = 4) -> Finished:
-    sampling = Sampling(max_new_tokens=tokens, ignore_eos=True)
-    request = GenerateRequest(np.arange(200, dtype=np.uint32), sampling, "", plan)
+def asking(plan: Any = None, tokens: int = 4, **sampling: Any) -> GenerateRequest:
+    wanted = Sampling(max_new_tokens=tokens, ignore_eos=True, **sampling)
+    return GenerateRequest(np.arange(200, dtype=np.uint32), wanted, "", plan)
+
+
+async def answer(engine: SglangEngine, plan: Any = None, tokens: int = 4, **sampling: Any) -> Finished:
+    request = asking(plan, tokens, **sampling)
     events = [event async for event in engine.generate(request)]
     assert isinstance(events[-1], Finished)
     return events[-1]
@@ -87,8 +118,13 @@ async def answer(engine: SglangEngine, plan: Any = None, tokens: int = 4) -> Fin
 
 @pytest.mark.parametrize(
     ("scheduler", "reason"),
-    [(RENAMED, "add_chunked_req"), (WRONG_KV, "with all KV kept, the answer differs")],
-    ids=["renamed", "wrong"],
+    [
+        (RENAMED, "add_chunked_req"),
+        (WRONG_KV, "with all KV kept, the answer differs"),
+        (UNSHIFTED.format(condition="True"), "past dropped KV are at wrong positions"),
+        (UNSHIFTED.format(condition="forward.forward_mode.is_decode()"), "past dropped KV are at wrong positions"),
+    ],
+    ids=["renamed", "wrong", "unshifted", "unshifted-decode"],
 )
 async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
     tiny_model: Callable[[str], Path], plan: Any, run_as_scheduler: Callable[[str], None], scheduler: str, reason: str
@@ -102,6 +138,28 @@ async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
         # Whoever asks all the same is told, by the engine itself.
         with pytest.raises(RouteUnsupported, match=reason):
             await answer(engine, plan(64))
+
+
+async def test_without_a_function_of_the_sampler_only_seeds_are_refused(
+    tiny_model: Callable[[str], Path],
+    plan: Any,
+    run_as_scheduler: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = sglang_names._CHANGES[sglang_names.TESTED[0]]
+    monkeypatch.setitem(changes, "around_sample_from_probs", "layers.sampler.Sampler.gone")
+    run_as_scheduler(RENAMED_SAMPLER)
+    async with engine_of(tiny_model("tinyq")) as engine:
+        reason = "has no sglang.srt.layers.sampler.Sampler.gone"
+        assert engine.info.routes == (*KV_KEEPING_ROUTES, *KV_DROPPING_ROUTES)
+        assert reason in engine.info.unsupported_seeds
+        assert [reason in record.getMessage() for record in caplog.records].count(True) == 1
+        for sampling in ({}, {"temperature": 0.7}, {"temperature": 0.7, "min_p": 0.1}):
+            assert (await answer(engine, **sampling)).completion_tokens == 4
+        assert (await answer(engine, plan(64))).kv_tokens == 65
+        with pytest.raises(InvalidRequest, match=f"sampling.seed .* {reason}"):
+            check_fits(asking(temperature=0.7, seed=1), engine.info)
 
 
 async def test_a_check_that_is_aborted_is_repeated(

@@ -125,3 +125,14 @@ def test_what_the_model_does_not_know(sampling: dict[str, Any], tokens: int, fie
     assert refusal.value.field == field
     with pytest.raises(InvalidRequest, match="token_ids"):
         check_fits(GenerateRequest(np.array([64], dtype=np.uint32)), INFO)
+
+
+def test_a_seed_that_the_engine_cannot_sample_by() -> None:
+    info = replace(INFO, unsupported_seeds="SGLang 9 has no sampler")
+    with pytest.raises(InvalidRequest, match="SGLang 9 has no sampler") as refusal:
+        check_fits(request(max_new_tokens=1, temperature=0.5, seed=3), info)
+    assert (refusal.value.field, refusal.value.value) == ("sampling.seed", 3)
+    # A greedy answer is the same without it.
+    check_fits(request(max_new_tokens=1, seed=3), info)
+    check_fits(request(max_new_tokens=1, temperature=0.5), info)
+    check_fits(request(max_new_tokens=1, temperature=0.5, seed=3), INFO)

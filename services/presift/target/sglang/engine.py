@@ -174,6 +174,7 @@ class SglangEngine(Engine):
             tool_call_parser=self._parsers.names.tool_calls,
             reasoning_parser=self._parsers.names.reasoning,
             grammars=folder.has_tokenizer,
+            unsupported_seeds=_why_no_seeds(),
         )
 
     async def _why_no_kv_dropping(self) -> str | None:
@@ -202,3 +203,12 @@ class SglangEngine(Engine):
     def _kill_children(self) -> None:
         own = processes.children() - self._other_children if self._own_children is None else self._own_children
         processes.kill(own)
+
+
+def _why_no_seeds() -> str:
+    from presift.target.sglang import seeds  # noqa: PLC0415 - loads SGLang's scheduler, which is loaded by now
+
+    reason = seeds.why_unsupported()
+    if reason is not None:
+        log.error("sampling by a seed is refused: %s", reason)
+    return reason or ""

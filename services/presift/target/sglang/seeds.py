@@ -7,6 +7,7 @@ the tokens in the order of their probabilities, so that the rest of the batch ch
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
@@ -16,12 +17,35 @@ import torch
 from presift.target.sglang_plugin.sglang_names import installed, seeding_functions
 from presift.target.sglang_plugin.transfers import to_device
 
+# Called for every batch that has seeds.
+_DRAWING = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
+
+
+def why_unsupported() -> str | None:
+    """Why the installed SGLang cannot sample by seeds: it lacks functions. None if it can. Imports SGLang.
+
+    The target refuses such requests, and the scheduler registers no hook. Each decides alone, by the same SGLang.
+    """
+    needed = {*seeding_functions(installed()).values(), _DRAWING}
+    missing = sorted(path for path in needed if not _is_function(path))
+    return f"SGLang {installed()} has no {', '.join(missing)}" if missing else None
+
+
+def _is_function(path: str) -> bool:
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError):
+        return False
+    return callable(found) and not isinstance(found, type)
+
 
 def register(is_plain_cpu: bool) -> None:
-    """Hook SGLang in this process. Raises RuntimeError if a function is missing; SGLang would only log it.
+    """Hook SGLang in this process, unless it lacks one of the functions: half of the hooks would sample wrongly.
 
     `is_plain_cpu`: no kernel of SGLang's draws by seeds there, so that `instead_of_multinomial_with_seed` does.
     """
+    if why_unsupported() is not None:
+        return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - heavy
 
     hooks: list[tuple[Callable[..., Any], Any]] = [
@@ -31,12 +55,10 @@ def register(is_plain_cpu: bool) -> None:
     if is_plain_cpu:
         hooks.append((instead_of_multinomial_with_seed, HookType.REPLACE))
     functions = seeding_functions(installed())
-    targets = {functions[hook.__name__]: (hook, kind) for hook, kind in hooks if hook.__name__ in functions}
-    for target, (hook, kind) in targets.items():
-        HookRegistry.register(target, hook, kind)
+    for hook, kind in hooks:
+        if hook.__name__ in functions:
+            HookRegistry.register(functions[hook.__name__], hook, kind)
     HookRegistry.apply_hooks()
-    if missing := targets.keys() - HookRegistry._patched:
-        raise RuntimeError(f"the installed SGLang has no {', '.join(sorted(missing))}")
 
 
 def around_forward_batch_generation(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,10 @@ The scheduler answers a few short prompts of the plugin's own, whatever server i
 answer must be the one without a plan. With half of the KV dropped, a second request must find the entry in the radix
 cache, with that length and the same answer.
 
+Two answers at the same wrong positions are the same, so the positions past dropped KV have a check of their own. A key
+of the first layer depends on its token and position alone. So what a request has written past dropped KV must equal
+what an ordinary request writes for the same tokens behind the whole prompt.
+
 A wrong answer is final. A check that something else interrupts is repeated: at once, later after growing pauses.
 """
 
@@ -25,6 +29,7 @@ from presift.target.sglang_plugin.entry_builder import EntryBuilder
 from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.scoring_request import own_request_id
 from presift.target.sglang_plugin.states import DecodeState, Report, entry_name
+from presift.target.sglang_plugin.transfers import wait_for_stream
 from presift.target.sglang_plugin.validation import engine_identity
 
 _SALT = "presift-selfcheck"
@@ -42,6 +47,10 @@ _LIKELY = 5
 # By how much log probabilities may differ between two ways to compute the same. They come from logits of up to about
 # 30, and rounding depends on the shapes of a batch: 8 bits of a bfloat16 logit leave 0.06.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
+# By how much keys at the same position may differ, as `difference` counts. The rounding of bfloat16 leaves 0.003, and
+# noise of 3 % of a key (quantised activations) 0.05. A shift of 64 positions that is missing makes 0.2 to 0.5, and 0.09
+# if only a quarter of a head is rotated.
+_KEY_TOLERANCE = 0.07
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +69,15 @@ class _Late(_Interrupted):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A greedy answer: its tokens, the log probabilities of the likeliest tokens at each position, and its report."""
+    """A greedy answer: its tokens, the log probabilities of the likeliest tokens at each position, and its report.
+
+    `keys`: those of the first layer in the request's row, as `row_keys` reads them before the answer is complete.
+    """
 
     tokens: tuple[int, ...]
     likely: tuple[dict[int, float], ...]
     report: Report | None
+    keys: torch.Tensor | None = None
 
 
 _Checks = Generator[Any, Answer, None]
@@ -89,6 +102,7 @@ class SelfCheck:
         self._checks: _Checks | None = self._check()
         # The request that the check waits for. After an interruption it may still be in the scheduler.
         self._current: Any = None
+        self._keys: torch.Tensor | None = None
         self._deadline_s = 0.0
         self._is_paused = False
         # Steps until the check is repeated, and the next such pause.
@@ -148,11 +162,14 @@ class SelfCheck:
         elif request is None:
             self._run(self._agreed(lambda: next(checks)))
         elif request.finished():
-            self._run(self._agreed(lambda: checks.send(_answer(request))))
+            self._run(self._agreed(lambda: checks.send(_answer(request, self._keys))))
         elif not self._is_in_scheduler(request):
             raise _Interrupted("a request was aborted, or refused because the queue was full")
         elif any(self._ranks.gather(time.monotonic() > self._deadline_s)):
             raise _Late(f"no answer within {_TIMEOUT_S:.0f} s")
+        elif len(request.output_ids) > 1 and request.kv.holds_kv:
+            # Its slots may have other KV as soon as it has ended.
+            self._keys = self._agreed(lambda: row_keys(self._scheduler, request))
 
     def _agreed(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, which raises on every rank if it does on one."""
@@ -171,7 +188,7 @@ class SelfCheck:
         return result
 
     def _run(self, request: Any) -> None:
-        self._current = request
+        self._current, self._keys = request, None
         self._deadline_s = time.monotonic() + _TIMEOUT_S
         self._scheduler._add_request_to_queue(request)
 
@@ -227,6 +244,9 @@ class SelfCheck:
             # It may have been evicted.
             raise _Interrupted(f"the second request found {found.cached_tokens} cached tokens, expected {half}")
         _require(self._agree(first, again), "the same entry gave a different answer")
+        answered = array("q", again.tokens[: _ANSWER_TOKENS - 2])
+        behind = yield self._request(prompt + answered)
+        _check_positions(_keys(again, half), _keys(behind, kept))
 
     def _request(self, prompt: array[int], kept: int | None = None) -> Any:
         state = None
@@ -281,7 +301,39 @@ def checking_request(scheduler: Any, prompt: array[int], state: DecodeState | No
     return request
 
 
-def _answer(request: Any) -> Answer:
+def row_keys(scheduler: Any, request: Any) -> torch.Tensor:
+    """The keys of the first layer in a running request's row: float32[tokens, heads * d], without the newest token's,
+    which the next step computes."""
+    keys: torch.Tensor = scheduler.token_to_kv_pool_allocator.get_kvcache().get_key_buffer(0)
+    tokens = len(request.origin_input_ids) + len(request.output_ids) - 1
+    slots = scheduler.req_to_token_pool.req_to_token[request.kv.req_pool_idx, :tokens].long()
+    # A step that writes them may be in flight: an answer may begin with several tokens at once.
+    wait_for_stream(scheduler.forward_stream, slots.device)
+    return keys[slots].float().flatten(1).cpu()
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """By how much the rows of two tensors [rows, width] differ, from 0 to 1: |a - b| / (|a| + |b|) in the mean over a
+    row, and of the rows the most. Each value counts by its own size, as few large ones may hardly be rotated."""
+    sizes = (one.abs() + other.abs()).clamp_min(torch.finfo(torch.float32).tiny)
+    return float(((one - other).abs() / sizes).mean(dim=-1).max())
+
+
+def _keys(answer: Answer, first: int) -> torch.Tensor:
+    """The keys from `first` in the row on: those of the final prompt token and what follows it."""
+    count = _ANSWER_TOKENS - 1
+    if answer.keys is None or len(answer.keys) < first + count:
+        raise _Interrupted("the keys of an answer were not seen")
+    return answer.keys[first : first + count]
+
+
+def _check_positions(past_dropped: torch.Tensor, behind_prompt: torch.Tensor) -> None:
+    found = difference(past_dropped, behind_prompt)
+    failure = f"tokens past dropped KV are at wrong positions: their keys differ by {found:.0%} from the right ones"
+    _require(found <= _KEY_TOLERANCE, failure)
+
+
+def _answer(request: Any, keys: torch.Tensor | None) -> Answer:
     tokens = tuple(request.output_ids)
     if len(tokens) < _ANSWER_TOKENS:
         message = getattr(request.finished_reason, "message", None) or "aborted"
@@ -290,7 +342,7 @@ def _answer(request: Any) -> Answer:
     tops = zip(values.output_top_logprobs_idx, values.output_top_logprobs_val, strict=True)
     state = (request.sampling_params.custom_params or {}).get(KEY)
     likely = tuple(dict(zip(ids, logprobs, strict=True)) for ids, logprobs in tops)
-    return Answer(tokens, likely, None if state is None else state.report)
+    return Answer(tokens, likely, None if state is None else state.report, keys)
 
 
 def _report(answer: Answer) -> Report:

@@ -159,12 +159,24 @@ def test_only_a_plain_cpu_draws_by_a_function_of_presift(
     registered: dict[str, Any] = {}
     monkeypatch.setattr(HookRegistry, "register", lambda target, hook, kind: registered.update({target: (hook, kind)}))
     monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
-    monkeypatch.setattr(HookRegistry, "_patched", {multinomial, *functions.values()})
     seeds.register(is_plain_cpu)
     assert registered == (wanted | drawn if is_plain_cpu else wanted)
-    monkeypatch.setattr(HookRegistry, "_patched", {multinomial, functions["around_forward_batch_generation"]})
-    with pytest.raises(RuntimeError, match=r"no sglang\.srt\.layers\.sampler\.Sampler\._sample_from_probs$"):
-        seeds.register(is_plain_cpu)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [("sampler.Sampler", "_sample_from_probs"), ("sampler", "top_k_top_p_min_p_sampling_from_probs_torch")],
+)
+def test_a_renamed_function_is_the_reason_and_nothing_is_hooked(
+    monkeypatch: pytest.MonkeyPatch, sampler: Any, owner: str, name: str
+) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    assert seeds.why_unsupported() is None
+    monkeypatch.delattr(f"sglang.srt.layers.{owner}.{name}")
+    assert seeds.why_unsupported() == f"SGLang {installed()} has no sglang.srt.layers.{owner}.{name}"
+    monkeypatch.setattr(HookRegistry, "register", lambda *hook: pytest.fail(f"registered: {hook}"))
+    seeds.register(True)
 
 
 def test_the_hooked_functions_have_the_arguments_that_the_hooks_name(sampler: Any) -> None:

@@ -37,9 +37,15 @@ class Asked:
     tokens: list[int] = field(default_factory=lambda: [5, 5, 5, 5])
     likely: list[dict[int, float]] = field(default_factory=lambda: [dict(LIKELY) for _ in range(4)])
     finished_reason: Any = None
+    keys: Any = field(init=False)
     rid: str = "presift-own"
     finished_output: bool | None = None
     kv: Any = field(default_factory=lambda: SimpleNamespace(holds_kv=False))
+
+    def __post_init__(self) -> None:
+        # A key says its token's position in prompt and answer, which past dropped KV is not its place in the row.
+        shift = 0 if self.state is None else self.state.shift
+        self.keys = 1.0 + torch.arange(shift, len(self.prompt) + 3).unsqueeze(1)
 
     @property
     def sampling_params(self) -> Any:
@@ -83,6 +89,7 @@ class Rig:
         )
         self.pool = pool
         monkeypatch.setattr(self_check, "checking_request", lambda scheduler, prompt, state: Asked(prompt, state))
+        monkeypatch.setattr(self_check, "row_keys", lambda scheduler, asked: asked.keys)
         monkeypatch.setattr(self_check, "engine_identity", lambda scheduler: ("model",))
         self.builder: Any = SimpleNamespace(builds={})
         self.check = SelfCheck(self.scheduler, self.builder, ranks)
@@ -102,8 +109,14 @@ class Rig:
             else:
                 asked.state.record_build(0, score_ms=1.0, publish_ms=1.0, coverage=0.5)
                 self.entries.add(asked.state.entry)
+        asked.kv.holds_kv = True
         self.spoil(len(self.asked), asked)
-        asked.is_finished = True
+        self.check.step()
+        asked.is_finished, asked.kv.holds_kv = True, False
+
+    def starts(self) -> int:
+        """With how many prompts the check has begun. Its last request continues one with an answer."""
+        return len({asked.prompt[0] for asked in self.asked})
 
     def run(self, steps: int = 30) -> str | None:
         for _ in range(steps):
@@ -144,11 +157,12 @@ def test_a_scheduler_that_drops_kv_correctly(rig: Rig, page_tokens: int) -> None
     assert not rig.check.is_running
     kept = [None if asked.state is None else asked.state.kept for asked in rig.asked]
     whole = len(rig.asked[0].prompt) - 1
-    assert kept == [None, None, whole, whole // 2, whole // 2]
+    assert kept == [None, None, whole, whole // 2, whole // 2, None]
     assert whole % (2 * page_tokens) == 0
-    assert len({tuple(asked.prompt) for asked in rig.asked}) == 1
+    assert rig.starts() == 1
+    assert rig.asked[5].prompt == rig.asked[0].prompt + array("q", [5, 5])
     rig.check.step()
-    assert len(rig.asked) == 5
+    assert len(rig.asked) == 6
 
 
 def test_a_step_asks_nothing_until_the_last_answer_is_complete(rig: Rig) -> None:
@@ -184,6 +198,18 @@ def reported(place: int, **values: Any) -> Spoil:
     return spoil
 
 
+def keys(place: int, change: Callable[[Any], Any]) -> Spoil:
+    def spoil(number: int, asked: Asked) -> None:
+        if number == place:
+            asked.keys = change(asked.keys)
+
+    return spoil
+
+
+def unshifted_from(row: int) -> Spoil:
+    return keys(5, lambda right: torch.cat([right[:row], right[row:] - 64]))
+
+
 def unreported(number: int, asked: Asked) -> None:
     if asked.state is not None:
         asked.state.report = None
@@ -194,6 +220,9 @@ FAILURES: dict[str, tuple[Spoil, str]] = {
     "keep-all kept less": (reported(3, kv_tokens=65), "65 KV tokens were held, expected 129"),
     "keep-all was ignored": (reported(3, kv_tokens=128), "128 KV tokens were held"),
     "another answer": (other_tokens(5), "the same entry gave a different answer"),
+    "no positions are shifted": (unshifted_from(64), "are at wrong positions: their keys differ by 33% from the right"),
+    "no decode step's positions are shifted": (unshifted_from(65), "past dropped KV are at wrong positions"),
+    "the last position is wrong": (unshifted_from(66), "past dropped KV are at wrong positions"),
     "no plan was applied": (unreported, "a request with a plan was answered without one"),
 }
 
@@ -229,12 +258,16 @@ def evicted(number: int, asked: Asked) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(cut, "an answer ended after 1 tokens: aborted by abort_all"), (evicted, "found 0 cached tokens, expected 64")],
+    [
+        (cut, "an answer ended after 1 tokens: aborted by abort_all"),
+        (evicted, "found 0 cached tokens, expected 64"),
+        (keys(5, lambda right: right[:66]), "the keys of an answer were not seen"),
+    ],
 )
 def test_what_others_interrupt_is_repeated_with_another_prompt(rig: Rig, spoil: Spoil, reason: str) -> None:
     rig.spoil = lambda number, asked: spoil(number, asked) if number <= 5 and not rig.check._interruptions else None
     assert rig.run() is None
-    assert len({tuple(asked.prompt) for asked in rig.asked}) == 2
+    assert rig.starts() == 2
 
 
 @pytest.mark.parametrize(
@@ -246,7 +279,7 @@ def test_what_is_interrupted_each_time_is_repeated_later(rig: Rig, spoil: Spoil,
     told = rig.run()
     assert told is not None and told.startswith("the self-check was interrupted and will be repeated: ")
     assert reason in told
-    assert len({tuple(asked.prompt) for asked in rig.asked}) == 3
+    assert rig.starts() == 3
     rig.spoil = lambda place, asked: None
     assert rig.repeat() is None
     assert rig.check.without_own(rig.asked) is rig.asked
@@ -286,7 +319,7 @@ def test_a_wrong_answer_of_a_repetition_is_final(rig: Rig) -> None:
     assert rig.pause() == 20_000
 
 
-@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("place", range(6))
 def test_a_request_that_sglang_has_forgotten_is_not_waited_for(rig: Rig, place: int) -> None:
     """It is aborted while it is queued: it never ends."""
     for _ in range(place):
@@ -295,7 +328,7 @@ def test_a_request_that_sglang_has_forgotten_is_not_waited_for(rig: Rig, place: 
     rig.check.step()
     rig.scheduler.waiting_queue.clear()
     assert rig.run() is None
-    assert len({tuple(asked.prompt) for asked in rig.asked}) == 2
+    assert rig.starts() == 2
 
 
 def test_a_queue_without_room_interrupts(rig: Rig) -> None:
@@ -465,6 +498,42 @@ def test_the_tolerance_is_that_of_the_kvs_type(rig: Rig, dtype: Any, tolerated: 
 
     rig.spoil = spoil
     assert (rig.run() is None) == (share < 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_keys_of_a_row_are_those_of_its_first_layer_that_are_computed(dtype: Any) -> None:
+    layers = torch.arange(2 * 10 * 2 * 3, dtype=dtype).view(2, 10, 2, 3)
+    rows = torch.tensor([[0, 0, 0, 0, 0], [7, 3, 9, 2, 5]], dtype=torch.int32)
+    pool = SimpleNamespace(get_key_buffer=lambda layer: layers[layer])
+    scheduler = SimpleNamespace(
+        token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
+        req_to_token_pool=SimpleNamespace(req_to_token=rows),
+        forward_stream=None,
+    )
+    request = SimpleNamespace(origin_input_ids=[4, 4], output_ids=[5, 5], kv=SimpleNamespace(req_pool_idx=1))
+    keys = self_check.row_keys(scheduler, request)
+    assert keys.dtype == torch.float32
+    assert keys.tolist() == layers[0, [7, 3, 9]].float().view(3, 6).tolist()
+
+
+def test_keys_differ_by_their_positions_and_not_by_rounding() -> None:
+    def rotated(position: int) -> torch.Tensor:
+        angles = position * 1e4 ** -torch.linspace(0, 1, 8)[:7]
+        one, other = rows[:, :7], rows[:, 7:14]
+        turned = [one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()]
+        return torch.cat([*turned, rows[:, 14:]], dim=-1)
+
+    rows = torch.randn(3, 56, generator=torch.Generator().manual_seed(1))
+    # As the biases of some models, which hide the rest in a norm: in what is hardly rotated.
+    rows[:, [6, 13]] += 500
+    right = rotated(128)
+    assert self_check.difference(right, right) == 0
+    assert self_check.difference(right.bfloat16().float(), right) < 0.01
+    assert self_check.difference(rotated(64), right) > self_check._KEY_TOLERANCE
+    one_row = right.clone()
+    one_row[1] = rotated(64)[1]
+    assert self_check.difference(one_row, right) > self_check._KEY_TOLERANCE
+    assert self_check.difference(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
 
 
 def test_the_requests_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
