@@ -124,7 +124,7 @@ faults: $(STAMP) ## kill, stop, starve and soak real processes, and run two vers
 versions: $(STAMP) ## run an earlier version's services, clients and cached values together with this one's, upgrade and roll back (OLD=<git ref>; default: the newest tag, else a commit of 2026-11-30)
 	@$(BIN)/python -m pytest tests/faults/test_versions.py --write-results $(if $(OLD),--old=$(OLD))
 
-sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks, and the tests of KV and seeds on it (SGLANG=0.5.23)
+sglang-canary: $(STAMP) ## try a version of SGLang: what changed in the functions that presift hooks or uses, and the tests of KV and seeds on it (SGLANG=0.5.23)
 	@$(BIN)/python ops/sglang/canary.py $(SGLANG) $(TESTS)
 
 engines: $(STAMP) ## write README's table of engines and models

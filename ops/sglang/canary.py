@@ -1,8 +1,9 @@
 """Try a version of SGLang: `canary.py VERSION_OR_WHEEL [TEST ...]`, or `make sglang-canary SGLANG=VERSION`.
 
 Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that presift
-hooks with functions.json, and runs tests (default: those of dropping KV and of seeds) on that version. The exit status
-is the sum of 1 (functions are gone or changed) and 2 (tests failed), or 4 (no such wheel).
+hooks, and the functions and attributes that it uses besides (called_names.py), with functions.json, and runs tests
+(default: those of dropping KV and of seeds) on that version. The exit status is the sum of 1 (some are gone or changed)
+and 2 (tests failed), or 4 (no such wheel).
 
 `--accept` runs no tests. It writes the version's digests to functions.json, for when the changes have been read.
 """
@@ -18,9 +19,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from called_names import called_names
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
@@ -29,6 +31,11 @@ from presift.target.sglang_plugin.sglang_names import hooked_functions
 ROOT = Path(__file__).parents[2]
 MANIFEST = Path(__file__).with_name("functions.json")
 TESTS = ["tests/e2e/spec_kv", "tests/unit/target/sglang/test_seeds.py"]
+# The sections of a version in the manifest, and what they list.
+SECTIONS: dict[str, Callable[[str], list[str]]] = {
+    "hooked": lambda version: list(hooked_functions(version).values()),
+    "called": called_names,
+}
 GONE_OR_CHANGED, TESTS_FAILED, NO_WHEEL = 1, 2, 4
 
 
@@ -46,20 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no wheel of SGLang {given.sglang}: {error}", file=sys.stderr)
         return NO_WHEEL
     version, folder = str(parse_wheel_filename(wheel.name)[1]), unpack(wheel, cache)
-    paths = list(hooked_functions(version).values())
-    found = digests(folder, paths)
-    manifest: dict[str, dict[str, str]] = json.loads(MANIFEST.read_text())
+    found = sections(folder, version)
+    manifest: dict[str, dict[str, dict[str, str]]] = json.loads(MANIFEST.read_text())
     if given.accept:
         manifest[version] = found
         in_order = {each: manifest[each] for each in sorted(manifest, key=Version)}
         MANIFEST.write_text(json.dumps(in_order, indent=2) + "\n")
         return 0
     base = base_of(version, manifest)
-    changes = differences(paths, found, manifest[base])
-    for change in changes:
-        print(f"sglang {version}: {change}")
-    print(f"== sglang {version}: {len(changes)} of {len(paths)} hooked functions differ from {base}'s", flush=True)
-    return GONE_OR_CHANGED * bool(changes) + TESTS_FAILED * (not passes(folder, given.tests))
+    changes = section_differences(version, found, manifest[base])
+    for section, lines in changes.items():
+        for line in lines:
+            print(f"sglang {version}: {section}, {line}")
+    counts = (f"{len(lines)} of {len(SECTIONS[each](version))} {each}" for each, lines in changes.items())
+    print(f"== sglang {version}: {', '.join(counts)} names differ from {base}'s", flush=True)
+    return GONE_OR_CHANGED * any(changes.values()) + TESTS_FAILED * (not passes(folder, given.tests))
 
 
 def wheel_of(sglang: str, cache: Path) -> Path:
@@ -97,8 +105,22 @@ def base_of(version: str, manifest: Iterable[str]) -> str:
     return next((each for each in reversed(in_order) if Version(each) <= Version(version)), in_order[0])
 
 
+def sections(folder: Path, version: str) -> dict[str, dict[str, str]]:
+    """The digests of all sections, in the packages of `folder`."""
+    return {section: digests(folder, paths(version)) for section, paths in SECTIONS.items()}
+
+
+def section_differences(
+    version: str, found: Mapping[str, Mapping[str, str]], expected: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[str]]:
+    """The `differences` of each section."""
+    return {
+        section: differences(paths(version), found[section], expected[section]) for section, paths in SECTIONS.items()
+    }
+
+
 def differences(paths: Iterable[str], found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """What is to be read before the version is supported, a line for each function."""
+    """What is to be read before the version is supported, a line for each name."""
     lines = []
     for path in paths:
         if path not in found:
@@ -111,34 +133,63 @@ def differences(paths: Iterable[str], found: Mapping[str, str], expected: Mappin
 
 
 def digests(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    """The digest of each function, by its dotted path, in the packages of `folder`; nothing is imported.
+    """The digest of each name, by its dotted path, in the packages of `folder`; nothing is imported.
 
-    It covers decorators, arguments and body, without docstrings, comments and layout. Functions that are not defined
-    where the path says are left out.
+    That of a function or class covers decorators, arguments and body, without docstrings, comments and layout. That of
+    an attribute covers the statements of its class that assign it. Names that are not defined where the path says are
+    left out.
     """
-    functions = {path: _function(folder, path.split(".")) for path in paths}
-    return {path: _digest(function) for path, function in functions.items() if function is not None}
+    modules: dict[Path, list[ast.stmt]] = {}
+    found = {path: _statements(folder, path.split("."), modules) for path in paths}
+    return {path: _digest(statements) for path, statements in found.items() if statements}
 
 
-def _function(folder: Path, names: list[str]) -> ast.stmt | None:
+def _statements(folder: Path, names: list[str], modules: dict[Path, list[ast.stmt]]) -> list[ast.stmt]:
+    """The statements that define a name. `modules`: those that were read before."""
     for length in range(len(names) - 1, 0, -1):
         file = folder.joinpath(*names[: length - 1], f"{names[length - 1]}.py")
         if file.is_file():
-            return _definition(ast.parse(file.read_text(encoding="utf-8")).body, names[length:])
-    return None
+            if file not in modules:
+                modules[file] = ast.parse(file.read_text(encoding="utf-8")).body
+            return _definitions(modules[file], names[length:])
+    return []
 
 
-def _definition(body: list[ast.stmt], names: list[str]) -> ast.stmt | None:
-    """The last definition in `body` that has the first name, and in its body the next one."""
+def _definitions(body: list[ast.stmt], names: list[str]) -> list[ast.stmt]:
+    """The definitions in `body` of the first name (a property may have a setter), or of the next one in its body."""
     kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     found = [each for each in body if isinstance(each, kinds) and each.name == names[0]]
-    if not found or len(names) == 1:
-        return found[-1] if found else None
-    return _definition(found[-1].body, names[1:])
+    if len(names) > 1:
+        return _definitions(found[-1].body, names[1:]) if found else []
+    return [*found] or _assignments(body, names[0])
 
 
-def _digest(function: ast.stmt) -> str:
-    return hashlib.sha256(_normalised(function).encode()).hexdigest()[:16]
+def _assignments(body: list[ast.stmt], name: str) -> list[ast.stmt]:
+    """The statements of a class with `body` that assign an attribute: its field, and those of methods."""
+    fields = [each for each in body if any(isinstance(to, ast.Name) and to.id == name for to in _targets(each))]
+    methods = [each for each in body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = [each for method in methods for each in ast.walk(method) if isinstance(each, ast.stmt)]
+    return fields + [each for each in inner if any(_is_own(to, name) for to in _targets(each))]
+
+
+def _targets(statement: ast.stmt) -> list[ast.AST]:
+    """What a statement assigns."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    else:
+        targets = [statement.target] if isinstance(statement, ast.AnnAssign | ast.AugAssign) else []
+    return [
+        node for target in targets for node in ast.walk(target) if isinstance(getattr(node, "ctx", None), ast.Store)
+    ]
+
+
+def _is_own(target: ast.AST, name: str) -> bool:
+    is_attribute = isinstance(target, ast.Attribute) and target.attr == name
+    return is_attribute and isinstance(target.value, ast.Name) and target.value.id == "self"
+
+
+def _digest(statements: list[ast.stmt]) -> str:
+    return hashlib.sha256("".join(_normalised(each) for each in statements).encode()).hexdigest()[:16]
 
 
 def _normalised(node: object) -> str:

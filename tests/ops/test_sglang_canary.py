@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import zipfile
+from importlib.util import find_spec
+from pathlib import Path
 from textwrap import dedent
 
 import canary
 import pytest
+from called_names import called_names
+from packaging.version import Version
 
-from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions
+from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions, installed
 
-PATHS = list(hooked_functions("9.9").values())
+HOOKED, CALLED = list(hooked_functions("9.9").values()), called_names("9.9")
+PATHS = HOOKED + CALLED
 RENAMED = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
 SEEDING = "sglang.srt.layers.sampler.multinomial_with_seed"
+CALLED_CHANGED = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row"
+CALLED_GONE = "sglang.srt.layers.logits_processor.LogitsProcessor._get_logits"
 CHANGED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset"
 BODY = "if a:\n            return a + 1"
 
 
 def fake_sglang(folder, changes=()):
-    """A package with all functions that presift hooks. `changes`: (text, replacement) of a function, by its path."""
+    """A package with all names that presift hooks or uses, as functions. `changes`: (text, replacement) by path."""
     classes = {}
     for path in PATHS:
         module, kind, function = path.rsplit(".", 2)
@@ -57,8 +64,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("PRESIFT_HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "sglang").mkdir(parents=True)
     monkeypatch.setattr(canary, "MANIFEST", tmp_path / "functions.json")
-    known = canary.digests(fake_sglang(tmp_path / "known"), PATHS)
-    assert list(known) == PATHS
+    known = canary.sections(fake_sglang(tmp_path / "known"), "9.8")
+    assert {section: list(names) for section, names in known.items()} == {"hooked": HOOKED, "called": CALLED}
     canary.MANIFEST.write_text(json.dumps({"9.8": known}))
     return tmp_path
 
@@ -75,6 +82,8 @@ PLANTED = {
     RENAMED: ("def add_one_req", "def add_request"),
     SEEDING: ("def multinomial_with_seed", "def seeded_multinomial"),
     CHANGED: ("a + 1", "a + 2"),
+    CALLED_CHANGED: ("a + 1", "a + 2"),
+    CALLED_GONE: ("def _get_logits", "def _logits"),
 }
 
 
@@ -83,14 +92,16 @@ def test_a_renamed_function_and_a_changed_body_are_told_by_name(home, outcome, c
     assert canary.main([str(path)]) == canary.GONE_OR_CHANGED
     told = capsys.readouterr().out.splitlines()
     assert told == [
-        f"sglang 9.9: gone: {SEEDING}",
-        f"sglang 9.9: gone: {RENAMED}",
-        f"sglang 9.9: changed: {CHANGED}",
-        f"== sglang 9.9: 3 of {len(PATHS)} hooked functions differ from 9.8's",
+        f"sglang 9.9: hooked, gone: {SEEDING}",
+        f"sglang 9.9: hooked, gone: {RENAMED}",
+        f"sglang 9.9: hooked, changed: {CHANGED}",
+        f"sglang 9.9: called, gone: {CALLED_GONE}",
+        f"sglang 9.9: called, changed: {CALLED_CHANGED}",
+        f"== sglang 9.9: 3 of {len(HOOKED)} hooked, 2 of {len(CALLED)} called names differ from 9.8's",
     ]
 
 
-@pytest.mark.parametrize("planted", [{}, PLANTED])
+@pytest.mark.parametrize("planted", [{}, PLANTED, {CALLED_CHANGED: PLANTED[CALLED_CHANGED]}])
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_exit_status_is_the_sum(home, outcome, planted, passed):
     outcome[0] = passed
@@ -120,8 +131,56 @@ def test_what_was_read_is_accepted(home, outcome):
     ],
 )
 def test_only_code_counts(home, before, after, is_same):
-    new = canary.digests(fake_sglang(home / "new", {CHANGED: (before, after)}), PATHS)
+    new = canary.sections(fake_sglang(home / "new", {CHANGED: (before, after)}), "9.9")
     assert (new == json.loads(canary.MANIFEST.read_text())["9.8"]) is is_same
+
+
+REQUEST = """
+class Req:
+    state: int = 0
+
+    def __init__(self, a):
+        self.row, self.other = a, 1
+        self.other_state = a
+
+    def stop(self):
+        if self.row:
+            self.row = None
+
+    @property
+    def size(self):
+        return 1
+
+    @size.setter
+    def size(self, value):
+        self.other = value
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ("state: int = 0", "state: int = 1", ["state"]),
+        ("self.row, self.other = a, 1", "self.row, self.other = a, 2", ["row", "other"]),
+        ("self.row = None", "self.row = 0", ["row"]),
+        ("self.row = None", "self.row[0] = None", ["row"]),
+        ("if self.row:", "if not self.row:", []),
+        ("self.other_state = a", "self.other_state = 1", []),
+        ("return 1", "return 2", ["size"]),
+        ("self.other = value", "self.other = 0", ["other", "size"]),
+    ],
+)
+def test_attributes_are_what_assigns_them(tmp_path, before, after, changed):
+    paths = [f"package.module.Req.{name}" for name in ("state", "row", "other", "size")]
+    file = tmp_path / "package" / "module.py"
+    file.parent.mkdir()
+    file.write_text(REQUEST)
+    known = canary.digests(tmp_path, [*paths, "package.module.Req.missing"])
+    assert list(known) == paths
+    assert REQUEST.count(before) == 1
+    file.write_text(REQUEST.replace(before, after))
+    new = canary.digests(tmp_path, paths)
+    assert {path.rpartition(".")[2] for path in paths if new[path] != known[path]} == set(changed)
 
 
 @pytest.mark.parametrize(("version", "base"), [("1.1", "1.1"), ("1.2", "1.1"), ("1.10", "1.9"), ("0.9", "1.1")])
@@ -141,7 +200,7 @@ def test_a_newer_wheel_is_unpacked_again(home):
     path = wheel(fake_sglang(home / "new", PLANTED), "9.9")
     path.touch()
     assert list(canary.digests(canary.unpack(path, cache), PATHS)) == [
-        each for each in PATHS if each not in (RENAMED, SEEDING)
+        each for each in PATHS if each not in (RENAMED, SEEDING, CALLED_GONE)
     ]
 
 
@@ -166,8 +225,23 @@ def test_the_tests_run_on_the_wheel(home):
     assert canary.main([str(path), str(test)]) == canary.TESTS_FAILED
 
 
-def test_the_manifest_has_every_hooked_function_of_every_tested_version():
+def test_the_manifest_has_every_name_of_every_tested_version():
     manifest = json.loads(canary.MANIFEST.read_text())
     assert tuple(manifest) == TESTED
     for version in TESTED:
-        assert list(manifest[version]) == list(hooked_functions(version).values())
+        hooked = list(hooked_functions(version).values())
+        assert {section: list(names) for section, names in manifest[version].items()} == {
+            "hooked": hooked,
+            "called": called_names(version),
+        }
+
+
+@pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
+def test_the_installed_version_is_that_of_the_manifest():
+    """Whoever patches the installed SGLang, or changes the lock, reads here which names differ."""
+    folder, manifest = Path(find_spec("sglang").origin).parents[1], json.loads(canary.MANIFEST.read_text())
+    version = Version(installed()).public
+    found = canary.sections(folder, version)
+    assert not [
+        line for lines in canary.section_differences(version, found, manifest[version]).values() for line in lines
+    ]

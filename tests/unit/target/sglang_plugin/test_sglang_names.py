@@ -64,6 +64,15 @@ def test_the_proposals_to_sglang_name_every_function() -> None:
     assert f"{len(plugin_functions(NEWEST))} for KV dropping, {len(seeding_functions(NEWEST))} for seeded" in page
 
 
+def test_the_proposals_say_how_many_hooks_stay() -> None:
+    page = UPSTREAM.read_text(encoding="utf-8")
+    fates = [line.split("|")[3].split()[0].strip(",") for line in page.splitlines() if line.startswith("| `")]
+    gone, hooks = fates.count("goes"), len(plugin_functions(NEWEST))
+    assert set(fates) == {"goes", "stays", "stay"}
+    assert gone + fates.count("stays") == hooks
+    assert f"make {gone} of the {hooks} hooks needless, so that {hooks - gone} stay" in " ".join(page.split())
+
+
 def test_the_proposals_name_tests_that_exist() -> None:
     tests = re.findall(r"(test_\w+\.py)::(test_\w+)", UPSTREAM.read_text(encoding="utf-8"))
     assert len(tests) >= 4
