@@ -2586,4 +2586,25 @@ FAULTS: tuple[Planted, ...] = (
         "",
         ("tests/faults/test_limits_rows.py::test_collections_leave_out_what_a_service_has_loaded",),
     ),
+    Planted(
+        "each_ended_build_walks_the_queue",
+        "Plugin: an abort of many builds walks SGLang's queue as often as an abort of one",
+        "each build is taken out of the queue by itself",
+        f"{PLUGIN}/entry_builder.py",
+        "                needless.append(build.scoring)\n",
+        "                withdraw(self._scheduler, [build.scoring])\n",
+        (
+            f"{UNIT}/target/sglang_plugin"
+            "/test_entry_builder.py::test_an_abort_of_many_builds_walks_the_queue_as_often_as_one",
+        ),
+    ),
+    Planted(
+        "each_ended_renewal_walks_the_queue",
+        "Plugin: renewals that end in one step walk SGLang's queue as often as one",
+        "each scoring request is taken out of the queue by itself",
+        f"{PLUGIN}/renewals.py",
+        "            self._needless.append(renewal.scoring)\n",
+        "            withdraw(self._scheduler, [renewal.scoring])\n",
+        (f"{UNIT}/target/sglang_plugin/test_renewals.py::test_many_renewals_walk_the_queue_as_often_as_one",),
+    ),
 )

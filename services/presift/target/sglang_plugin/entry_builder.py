@@ -21,6 +21,7 @@ from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 from presift.target.sglang_plugin.verified_lookahead import accept
+from presift.target.sglang_plugin.waiting_queue import QueuedIds, withdraw
 
 # How often building an entry may fail for lack of room, or the entry be evicted before use, before the request fails.
 MAX_ATTEMPTS = 8
@@ -171,13 +172,12 @@ class EntryBuilder:
         queue[:] = [each for each in (places.get(id(each), each) for each in queue) if each is not None]
         return any(place is not None for place in places.values())
 
-    def clean_up(self) -> None:
+    def clean_up(self, queued: QueuedIds) -> None:
         """Release pins that expired or whose request left the queue. Requeue the callers of scoring requests that are
         gone (aborted or timed out).
         """
         if not self.builds and not len(self.pins):
             return
-        queued = {request.rid for request in self._scheduler.waiting_queue}
         self.pins.count_step()
         self.pins.release_except(queued)
         for build in list(self.builds.values()):
@@ -211,6 +211,7 @@ class EntryBuilder:
 
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
+        needless: list[Any] = []
         for build in list(self.builds.values()):
             leaving: list[Any] = []
             staying: list[Any] = []
@@ -219,7 +220,9 @@ class EntryBuilder:
             build.waiting = staying
             self._scheduler.waiting_queue.extend(leaving)
             if leaving and not build.waiting:
-                self._cancel(build)
+                self._close(build)
+                needless.append(build.scoring)
+        withdraw(self._scheduler, needless)
 
     def on_tree_reset(self) -> None:
         """Forget all entries, because the tree was emptied."""
@@ -284,16 +287,6 @@ class EntryBuilder:
         assert isinstance(state, ScoringState)
         self._building_tokens -= state.caller.kept if build.is_admitted else 0
         state.release()
-
-    def _cancel(self, build: EntryBuild) -> None:
-        """End a build that has no callers left."""
-        self._close(build)
-        scheduler, scoring = self._scheduler, build.scoring
-        if any(each is scoring for each in scheduler.waiting_queue):
-            scheduler.waiting_queue.remove(scoring)
-        elif scheduler.chunked_req is scoring:
-            scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends.
 
 
 def _key(state: DecodeState) -> BuildKey:

@@ -20,6 +20,7 @@ from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.sglang_names import cached_prefix, plugin_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
+from presift.target.sglang_plugin.waiting_queue import QueuedIds
 
 
 class Plugin:
@@ -69,8 +70,9 @@ class Plugin:
             return original(scheduler, running_batch)
         if self.check is not None:
             self.check.step()
-        self.builder.clean_up()
-        if self.builder.renewals.step(running_batch):
+        queued = QueuedIds(scheduler.waiting_queue)
+        self.builder.clean_up(queued)
+        if self.builder.renewals.step(running_batch, queued):
             # A renewal needs less room than what made SGLang stop looking at its queue.
             running_batch.batch_is_full = False
         plan = original(scheduler, running_batch)

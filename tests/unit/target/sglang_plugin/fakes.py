@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -98,6 +98,16 @@ class Scheduler:
     @property
     def batch_result_processor(self) -> Any:
         return SimpleNamespace(_maybe_update_reasoning_tokens=lambda request, tokens: self.reasoned.append(request))
+
+
+class Queue(list[Any]):
+    """A queue that counts how often it is walked."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.walks += 1
+        return super().__iter__()
 
 
 def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> DecodeState:

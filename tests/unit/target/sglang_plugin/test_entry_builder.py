@@ -27,8 +27,9 @@ from presift.target.sglang_plugin.entry_builder import MAX_ATTEMPTS, EntryBuilde
 from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, SelectedCopy  # noqa: E402
 from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of  # noqa: E402
+from presift.target.sglang_plugin.waiting_queue import QueuedIds  # noqa: E402
 
-from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
+from .fakes import KEPT, PROMPT_TOKENS, Queue, Request, Scheduler, caller, compressed  # noqa: E402
 
 MASK = KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool))
 DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51), keep_full_prefix=False)
@@ -106,6 +107,9 @@ class Rig:
             self.builder.add_missing(request)
         return self.builder.start_missing()
 
+    def clean_up(self) -> None:
+        self.builder.clean_up(QueuedIds(self.scheduler.waiting_queue))
+
     def scoring(self, entry: str = "entry", keep: bool = True, report: bool = False) -> Request:
         scoring: Request = self.builder.builds[entry, keep, report].scoring
         return scoring
@@ -147,7 +151,10 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert rig.side_state() == [1, 2, 0, 0, 0]
 
     rig.run(scoring)
-    rig.builder.clean_up()
+    queue = rig.scheduler.waiting_queue = Queue(rig.queue)
+    rig.clean_up()
+    # Nothing is pinned, and what runs is not in the queue.
+    assert queue.walks == 0
     assert rig.side_state() == [1, 2, 0, 0, 0]
     rig.finish(scoring)
     assert rig.queue == [first, second, *others]
@@ -164,16 +171,6 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert 0.0 <= report.publish_ms < 1000.0
 
 
-class Queue(list[Any]):
-    """A queue that counts how often it is walked."""
-
-    walks = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.walks += 1
-        return super().__iter__()
-
-
 @pytest.mark.parametrize("count", [1, 300])
 def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
     """Half of them wait for the build of another."""
@@ -186,8 +183,38 @@ def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count:
     assert list(queue) == [*others[:2], *builds, *others[2:]]
     assert rig.side_state()[:3] == [len(builds), count, 0]
     queue.walks = 0
-    rig.builder.clean_up()
+    rig.clean_up()
     assert queue.walks == 1
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_an_abort_of_many_builds_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
+    """Every other build is read, the last one in chunks; its caller is aborted as that of one that waits."""
+    others = [Request(f"o{number}") for number in range(5)]
+    callers = [caller(f"r{number}", f"entry {number}") for number in range(2 * count)]
+    queue = rig.scheduler.waiting_queue = Queue([*others[:2], *callers, *others[2:]])
+    rig.miss(*callers)
+    builds = [rig.scoring(f"entry {number}") for number in range(2 * count)]
+    for build in builds[1::2]:
+        rig.run(build)
+    rig.scheduler.chunked_req = builds[-1]
+    queue.walks = 0
+    rig.builder.requeue_waiting("r")
+    assert queue.walks == 1
+    assert list(queue) == [*others, *callers]
+    assert rig.scheduler._pending_chunked_abort_req is builds[-1]
+    assert rig.side_state() == [0] * 5
+
+
+def test_an_abort_that_ends_no_build_does_not_read_the_queue(rig: Rig) -> None:
+    callers = [caller("a"), caller("b")]
+    queue = rig.scheduler.waiting_queue = Queue(callers)
+    rig.miss(*callers)
+    queue.walks = 0
+    rig.builder.requeue_waiting("a")
+    rig.builder.requeue_waiting("unknown")
+    assert queue.walks == 0
+    assert list(queue) == [rig.scoring(), callers[0]]
 
 
 def test_builds_wait_for_callers_whose_entries_are_ready(rig: Rig) -> None:
@@ -274,10 +301,10 @@ def test_a_pin_ends_with_its_request(rig: Rig) -> None:
     rig.miss(*callers)
     rig.run(rig.scoring())
     rig.finish(rig.scoring())
-    rig.builder.clean_up()
+    rig.clean_up()
     assert len(rig.locks) == 2
     rig.queue.remove(callers[0])
-    rig.builder.clean_up()
+    rig.clean_up()
     assert rig.side_state() == [0, 0, 0, 1, KEPT]
     rig.admit(callers[1])
 
@@ -290,7 +317,7 @@ def test_an_idle_builder_does_not_read_the_queue(rig: Rig) -> None:
             raise AssertionError("the queue was read")
 
     rig.scheduler.waiting_queue = Unread([Request("x")])
-    rig.builder.clean_up()
+    rig.clean_up()
 
 
 def test_requests_with_released_pins_start_again(rig: Rig) -> None:
@@ -328,7 +355,7 @@ def test_callers_of_a_lost_scoring_request_are_requeued(rig: Rig, was_running: b
     scoring = rig.scoring()
     rig.run(scoring) if was_running else rig.queue.remove(scoring)
     scoring.holds_kv = False
-    rig.builder.clean_up()
+    rig.clean_up()
     assert rig.queue == [first, second, other]
     assert rig.side_state() == [0] * 5
     assert rig.miss(first, second)
@@ -343,7 +370,7 @@ def test_a_waiting_or_running_scoring_request_is_kept(rig: Rig) -> None:
     rig.queue.append(request)
     rig.miss(request)
     for _ in range(2):
-        rig.builder.clean_up()
+        rig.clean_up()
         assert rig.side_state() == [1, 1, 0, 0, 0]
         if rig.queue:
             rig.run(rig.scoring())
@@ -601,7 +628,7 @@ class Storm:
         self.rig.queue.append(self.living[-1])
 
     def pass_by(self) -> None:
-        self.rig.builder.clean_up()
+        self.rig.clean_up()
         for request in self.rig.queue:
             if isinstance(request.state, DecodeState) and request.abort is None and self.chance.random() < 0.7:
                 self.rig.builder.add_missing(request)
@@ -631,7 +658,7 @@ class Storm:
         for request in [each for each in self.rig.queue if isinstance(each.state, DecodeState)][:1]:
             self.rig.queue.remove(request)
             self.living.remove(request)
-        self.rig.builder.clean_up()
+        self.rig.clean_up()
 
     def leave(self, prefix: str = "", every: bool = False) -> None:
         prefix = prefix or (self.chance.choice(self.living).rid if self.living else "none")
@@ -688,7 +715,7 @@ def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig
             rig.builder.requeue_waiting(request.rid)
         elif how == "vanished":
             rig.queue.remove(scoring)
-            rig.builder.clean_up()
+            rig.clean_up()
         else:
             rig.run(scoring)
             if how == "left while it ran":

@@ -708,7 +708,7 @@ class Renewals:
     def refuse(self, request: Any) -> None:
         self.refused.append(request)
 
-    def step(self, batch: Any) -> bool:
+    def step(self, batch: Any, queued: Any) -> bool:
         return self.starts
 
     def drop_refused(self) -> None:
