@@ -84,6 +84,7 @@ class EngineInfo:
 
     `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown. The parsers separate
     the text of answers; empty if there is none. `grammars`: whether an answer can be restricted by a grammar.
+    `max_running`: how many requests run at once.
     """
 
     name: str
@@ -96,6 +97,7 @@ class EngineInfo:
     tool_call_parser: str = ""
     reasoning_parser: str = ""
     grammars: bool = False
+    max_running: int = 16
 
 
 class Engine(Protocol):
