@@ -143,6 +143,8 @@ class Plugin:
         if isinstance(state, DecodeState) and self.builder.begin_answer(request, state):
             # Its cached prefix may be longer now.
             request.init_next_round_input(adder.tree_cache)
+        if request.to_finish is not None:
+            return AddReqResult.CONTINUE
         result = original(adder, request, *args, **kwargs)
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix

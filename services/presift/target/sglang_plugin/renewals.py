@@ -83,8 +83,7 @@ class Renewals:
             self._advance(renewal, running_batch, queued)
         self._withdraw_needless()
         is_waiting = any(_is_waiting(renewal, queued) for renewal in self._open.values())
-        due = [request for request in running_batch.reqs if self._is_due(request)]
-        started = [self._start(request) for request in due]
+        started = [scoring for request in running_batch.reqs if (scoring := self._start_due(request)) is not None]
         self._scheduler.waiting_queue[:0] = started
         return bool(started) or is_waiting
 
@@ -169,6 +168,22 @@ class Renewals:
         # What the tree holds of the request's row stays until a token was generated behind it.
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
         return is_due and owned and not ends
+
+    def _start_due(self, request: Any) -> Any:
+        """The scoring request of a new renewal, if one is due. An error ends the renewals of this request: the answer
+        can go on without them. On several ranks it is raised, because the others may not have it.
+        """
+        try:
+            return self._start(request) if self._is_due(request) else None
+        except Exception:
+            if self._ranks.are_several:
+                raise
+            log.exception("presift: starting a renewal failed")
+            state = _decode_state(request)
+            state.next_renewal = None
+            if state.report is not None:
+                state.report.renewals_skipped += 1
+            return None
 
     def _start(self, request: Any) -> Any:
         """The scoring request of a new renewal."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import weakref
 from array import array
-from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,23 +26,22 @@ from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of  # noqa: E402
 from presift.target.sglang_plugin.waiting_queue import QueuedIds  # noqa: E402
 
-from .fakes import KEPT, PROMPT_TOKENS, Queue, Request, Scheduler, caller, compressed  # noqa: E402
+from .fakes import (  # noqa: E402
+    KEPT,
+    PROMPT_TOKENS,
+    Queue,
+    Request,
+    Scheduler,
+    Selected,
+    caller,
+    compressed,
+    groups_of,
+)
 
 MASK = KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool))
 DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51), keep_full_prefix=False)
 MASKED = KvPlan(SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK), kv_mask=MASK, report_kept=True)
 SIDE_STATE = ("runs", "waiting", "missing", "leases", "leased_tokens")
-
-
-class Selected(SimpleNamespace):
-    """What a scoring request has selected. `living` counts them, as memory of the device."""
-
-    living: ClassVar[weakref.WeakSet[Selected]] = weakref.WeakSet()
-    __hash__ = object.__hash__
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.living.add(self)
 
 
 class Rig:
@@ -542,6 +538,87 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     assert not begin(rig, caller("g"))
 
 
+def broken(*_: Any, **__: Any) -> Any:
+    raise ValueError("a defect")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_build_that_cannot_start_fails_its_caller_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    first, second = caller("a", "one"), caller("b", "two")
+    rig.queue[:] = [first, second]
+    rig.miss(first)
+    scoring = rig.scoring("one")
+    rig.builder._ranks = Ranks(groups_of(ranks)[0])
+    monkeypatch.setattr(entry_builder, "scoring_request", broken)
+    if ranks > 1:
+        # The other rank may start it, and would wait for this one.
+        with pytest.raises(ValueError, match="a defect"):
+            rig.miss(second)
+        return
+    assert rig.miss(second)
+    assert second.abort == ("presift: starting to build a compressed entry failed: ValueError", 500, "presift")
+    assert second.skip_radix_cache_insert
+    assert (rig.queue, rig.side_state()) == ([scoring, second], [1, 1, 0, 0, 0])
+    assert first.abort is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_answer_that_cannot_begin_fails_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    def ended(request: Request, tokens: tuple[int, ...]) -> int:
+        request.output_ids.append(tokens[0])
+        request.finished_reason, request.finished_len = "length", 1
+        raise ValueError("a defect")
+
+    request, rig.builder._ranks = caller("a"), Ranks(groups_of(ranks)[0])
+    rig.queue.append(request)
+    rig.builder._built["entry"] = entry_builder.BuiltEntry(0.5, (50, 51))
+    monkeypatch.setattr(entry_builder, "accept", ended)
+    if ranks > 1:
+        with pytest.raises(ValueError, match="a defect"):
+            rig.builder.begin_answer(request, request.state)
+        return
+    assert not rig.builder.begin_answer(request, request.state)
+    # SGLang would end it as it looks, not as an abort.
+    assert (request.output_ids, request.finished_reason, request.finished_len) == ([], None, None)
+    assert request.abort == ("presift: beginning an answer failed: ValueError", 500, "presift")
+    assert rig.builder.start_missing()
+    assert (rig.queue, rig.side_state()) == ([request], [0] * 5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_admitted_request_that_cannot_be_reported_fails_alone(
+    sglang: None, rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """Its pin is released, and what it reads does not change: SGLang has planned it."""
+    request, rig.builder._ranks = caller("a"), Ranks(groups_of(ranks)[0])
+    rig.builder.pins.pin("a", object(), KEPT)
+    monkeypatch.setattr(DecodeState, "record_reuse", broken)
+    if ranks > 1:
+        with pytest.raises(ValueError, match="a defect"):
+            rig.builder.on_admitted(request, request.state)
+        return
+    rig.builder.on_admitted(request, request.state)
+    assert (rig.locks, request.abort) == ([], None)
+    ended = request.to_finish
+    assert (ended.message, ended.status_code) == ("presift: reporting on an answer failed: ValueError", 500)
+    assert ended.err_type == "presift"
+    assert request.skip_radix_cache_insert
+
+
+@pytest.mark.parametrize("name", ["insert_entry", "mask_to_values"])
+def test_an_entry_that_cannot_be_inserted_ends_the_engine(rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whose the slots are is not known then."""
+    request = caller("a", plan=MASKED)
+    rig.queue.append(request)
+    rig.miss(request)
+    rig.run(scoring := rig.scoring(report=True))
+    monkeypatch.setattr(entry_builder, name, broken)
+    with pytest.raises(ValueError, match="a defect"):
+        rig.finish(scoring)
+
+
 def test_accepted_tokens_are_streamed_once(rig: Rig) -> None:
     request = caller("a")
     request.state.record_reuse(KEPT, None)
@@ -691,14 +768,6 @@ def test_no_caller_and_no_lock_is_lost(rig: Rig, seed: int) -> None:
     assert storm.living == []
     assert rig.side_state() == [0] * 5
     assert storm.came > 50 and rig.published
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("how", ["published", "no room", "failed", "callers left", "left while it ran", "vanished"])

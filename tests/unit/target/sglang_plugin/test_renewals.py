@@ -22,7 +22,7 @@ from presift.target.sglang_plugin.renewals import Renewals, selection  # noqa: E
 from presift.target.sglang_plugin.states import DecodeState, ScoringState  # noqa: E402
 from presift.target.sglang_plugin.waiting_queue import QueuedIds  # noqa: E402
 
-from .fakes import Queue, Request  # noqa: E402
+from .fakes import Queue, Request, Selected, groups_of  # noqa: E402
 
 OTHER = Request("other")
 PROMPT, KEPT, SUFFIX, EVERY, WINDOW = 20, 8, 2, 6, 5
@@ -131,7 +131,7 @@ class Rig:
     def _scoring(self, scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool) -> Scoring:
         assert scheduler is self.scheduler and is_renewal
         first = len(state.prompt) - 1 - WINDOW
-        selector: Any = SimpleNamespace(ms=1.0, first_row=first)
+        selector: Any = Selected(ms=1.0, first_row=first)
         return Scoring(ScoringState(state, selector, is_renewal), f"presift-{request.rid}")
 
     def step(self, *callers: Caller) -> bool:
@@ -354,6 +354,61 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
     assert caller.state.next_renewal == caller.generated + EVERY
     assert caller.state.report is not None
     assert caller.state.report.renewals_skipped == 1
+
+
+@pytest.mark.parametrize(
+    "how", ["applied", "no room", "refused", "ended", "ended when published", "ended while it ran"]
+)
+def test_what_was_scored_goes_with_the_renewal_and_waits_for_no_collector(
+    rig: Rig, no_collector: None, how: str
+) -> None:
+    before = len(Selected.living)
+    rig.has_room = how != "no room"
+    for number in range(20):
+        caller = Caller(state_of(), f"{number}", generated=6)
+        rig.step(caller)
+        scoring = rig.scoring
+        # As SGLang's, it is part of a reference cycle.
+        scoring.itself = scoring
+        assert len(Selected.living) == before + 1
+        if how == "refused":
+            rig.renewals.refuse(scoring)
+            rig.renewals.drop_refused()
+        elif how != "ended":
+            rig.run(scoring)
+            caller.ended = how == "ended while it ran"
+            rig.finish(scoring)
+        caller.ended = how.startswith("ended")
+        rig.step(caller)
+        del scoring, caller
+        assert len(Selected.living) == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("where", ["selection", "scoring_request"])
+def test_a_renewal_that_cannot_start_leaves_the_answer_without_renewals(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str, ranks: int
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("a defect")
+
+    first, second = Caller(state_of(), "a", generated=6), Caller(state_of(every=12), "b", generated=6)
+    rig.renewals._ranks = Ranks(groups_of(ranks)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(renewals, where, broken)
+        if ranks > 1:
+            # The other rank may start it, and would wait for this one.
+            with pytest.raises(ValueError, match="a defect"):
+                rig.step(first, second)
+            return
+        assert not rig.step(first, second)
+    assert (first.state.next_renewal, second.state.next_renewal) == (None, 12)
+    assert (len(rig.renewals), rig.scheduler.waiting_queue) == (0, [OTHER])
+    assert first.state.report is not None
+    assert first.state.report.renewals_skipped == 1
+    first.generated = second.generated = 12
+    assert rig.step(first, second)
+    assert len(rig.renewals) == 1
 
 
 @pytest.mark.parametrize("count", [1, 100])
