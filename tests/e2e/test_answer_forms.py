@@ -118,6 +118,7 @@ async def test_the_engine_says_what_it_can_do(model: Model) -> None:
     info = model.driver.engine.info
     # SGLang does not know the template; a call that it renders is read by the parser of Qwen's models.
     assert (info.tool_call_parser, info.reasoning_parser, info.grammars) == ("qwen", "", True)
+    assert info.max_running == 16
 
 
 @ROUTES

@@ -2657,4 +2657,79 @@ FAULTS: tuple[Planted, ...] = (
         "    if False and ",
         (f"{UNIT}/target/test_admission.py::test_a_seed_that_the_engine_cannot_sample_by",),
     ),
+    Planted(
+        "each_ended_build_walks_the_queue",
+        "Plugin: an abort of many builds walks SGLang's queue as often as an abort of one",
+        "each build is taken out of the queue by itself",
+        f"{PLUGIN}/entry_builder.py",
+        "                needless.append(build.scoring)\n",
+        "                withdraw(self._scheduler, [build.scoring])\n",
+        (
+            f"{UNIT}/target/sglang_plugin"
+            "/test_entry_builder.py::test_an_abort_of_many_builds_walks_the_queue_as_often_as_one",
+        ),
+    ),
+    Planted(
+        "each_ended_renewal_walks_the_queue",
+        "Plugin: renewals that end in one step walk SGLang's queue as often as one",
+        "each scoring request is taken out of the queue by itself",
+        f"{PLUGIN}/renewals.py",
+        "            self._needless.append(renewal.scoring)\n",
+        "            withdraw(self._scheduler, [renewal.scoring])\n",
+        (f"{UNIT}/target/sglang_plugin/test_renewals.py::test_many_renewals_walk_the_queue_as_often_as_one",),
+    ),
+    Planted(
+        "a_defect_in_one_build_ends_the_engine",
+        "Plugin: an error that changed nothing but one request fails that request alone",
+        "the error is raised again on a single rank too",
+        f"{PLUGIN}/entry_builder.py",
+        "        if self._ranks.are_several:\n            raise error\n",
+        "        raise error\n",
+        (f"{UNIT}/target/sglang_plugin/test_entry_builder.py::test_a_build_that_cannot_start_fails_its_caller_alone",),
+    ),
+    Planted(
+        "one_rank_fails_a_request_alone",
+        "Plugin: an error that the other ranks may not have ends the engine",
+        "one rank fails the request, the others go on with it",
+        f"{PLUGIN}/entry_builder.py",
+        "        if self._ranks.are_several:\n            raise error\n",
+        "",
+        (f"{UNIT}/target/sglang_plugin/test_entry_builder.py::test_an_answer_that_cannot_begin_fails_alone",),
+    ),
+    Planted(
+        "wrong_positions_are_passed_over",
+        "Plugin: a forward pass whose positions are not right does not run",
+        "an error there is logged",
+        f"{PLUGIN}/attention.py",
+        "            forward.positions = forward.positions + _per_token(shifts, forward, batch)\n",
+        "            try:\n"
+        "                forward.positions = forward.positions + _per_token(shifts, forward, batch)\n"
+        "            except Exception:\n"
+        "                log.exception('presift: shifting positions failed')\n",
+        (f"{UNIT}/target/sglang_plugin/test_attention.py::test_a_pass_with_wrong_positions_ends_the_engine",),
+    ),
+    Planted(
+        "a_pass_keeps_what_was_scored",
+        "Plugin: after its last layer a forward pass holds nothing of a selection",
+        "it holds them until the next pass",
+        f"{PLUGIN}/attention.py",
+        "            if layer.layer_id == rows.selector.layers - 1:\n",
+        "            if False:\n",
+        (
+            f"{UNIT}/target/sglang_plugin"
+            "/test_attention.py::test_after_its_last_layer_a_pass_holds_nothing_of_what_was_scored",
+        ),
+    ),
+    Planted(
+        "a_renewal_keeps_what_was_scored",
+        "Plugin: what was scored for a renewal is freed when it ends, not when Python collects garbage",
+        "a renewal that is put in place does not free it",
+        f"{PLUGIN}/renewals.py",
+        "publish_ms=renewal.publish_ms)\n        scored.release()\n",
+        "publish_ms=renewal.publish_ms)\n",
+        (
+            f"{UNIT}/target/sglang_plugin/test_renewals.py"
+            "::test_what_was_scored_goes_with_the_renewal_and_waits_for_no_collector",
+        ),
+    ),
 )

@@ -31,8 +31,9 @@ def addressing(services, files):
         stop_s = sources.stop_s(role, service["environment"])
         if float(service["stop_grace_period"].removesuffix("s")) <= stop_s:
             yield f"{name}: has {service['stop_grace_period']} to stop and drains for {stop_s} s"
-        if (service["environment"].get(variable(role, "DEVICE")) == "cuda") != (name in TWINS):
-            yield f"{name}: runs on the wrong device"
+        is_on_gpu = service["environment"].get(variable(role, "DEVICE")) == "cuda"
+        if is_on_gpu != (name in TWINS) or (is_on_gpu and variable(role, "MAX_RUNNING") in service["environment"]):
+            yield f"{name}: runs on the wrong device, or with the limit of another"
         if name != role and service["networks"]["inner"]["aliases"] != [role]:
             yield f"{name}: is not reached as {role}"
     running = {services[role]["environment"][variable(role, "MAX_RUNNING")] for role in ("target", "orchestrator")}
@@ -134,6 +135,7 @@ PLANTED = [
     (addressing, "draft environment PRESIFT_DRAFT_LOG_FORMAT", "xml"),
     (addressing, "target environment PRESIFT_TARGET_TLS_CA", "/certificates/ca.pem"),
     (addressing, "orchestrator environment PRESIFT_ORCHESTRATOR_MAX_RUNNING", "64"),
+    (addressing, "target-gpu environment PRESIFT_TARGET_MAX_RUNNING", "16"),
     (addressing, "target healthcheck test 4", "127.0.0.1:50052"),
     (addressing, "orchestrator healthcheck test 7", "--insecure"),
     (addressing, "draft environment PRESIFT_DRAFT_TLS_CERT", None),

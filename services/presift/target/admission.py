@@ -66,13 +66,18 @@ def _check_ids(name: str, highest: int, vocabulary_size: int) -> None:
 
 
 class Admission:
-    """Limits the requests in flight to `max_running + max_waiting`."""
+    """Limits the requests in flight to `max_running + max_waiting`. `max_running` None: as many as the engine runs."""
 
-    def __init__(self, max_running: int, max_waiting: int) -> None:
-        self._max_running = max_running
+    def __init__(self, max_running: int | None, max_waiting: int) -> None:
+        # 0 until the engine has started.
+        self._max_running = max_running or 0
         self._max_waiting = max_waiting
         self._in_flight = 0
         self._service_time = ServiceTime()
+
+    def use(self, info: EngineInfo) -> None:
+        """Let the engine say how many requests run at once, unless it is set. Call it before the first `admit`."""
+        self._max_running = self._max_running or info.max_running
 
     @contextmanager
     def admit(self) -> Iterator[None]:

@@ -85,6 +85,7 @@ class EngineInfo:
     `unsupported`: why a route is not served. `kv_pool_tokens`: size of the KV pool, 0 if unknown. The parsers separate
     the text of answers; empty if there is none. `grammars`: whether an answer can be restricted by a grammar.
     `unsupported_seeds`: why answers cannot be sampled by a seed; empty if they can.
+    `max_running`: how many requests run at once.
     """
 
     name: str
@@ -98,6 +99,7 @@ class EngineInfo:
     reasoning_parser: str = ""
     grammars: bool = False
     unsupported_seeds: str = ""
+    max_running: int = 16
 
 
 class Engine(Protocol):

@@ -40,6 +40,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
 
     def use(self, engine: Engine) -> None:
         """Serve calls with `engine`, which is started."""
+        self._admission.use(engine.info)
         self._engine = engine
 
     async def Generate(

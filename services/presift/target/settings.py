@@ -22,8 +22,8 @@ class TargetSettings(InnerSettings):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
         Field(
-            description="data type of weights and KV; auto: that of the model's files; if unset, bfloat16, or float32 "
-            "on a CPU without instructions for bfloat16"
+            description="data type of weights and KV; auto: that of the model's files, float16 for float32; if unset, "
+            "auto on a GPU, and on a CPU bfloat16, or float32 without instructions for bfloat16"
         ),
     ] = None
     device: Annotated[str, Field(description="torch device type: cpu, cuda, ...")] = "cpu"
@@ -72,5 +72,12 @@ class TargetSettings(InnerSettings):
         ),
     ] = 1
     data_parallel: Annotated[int, Field(ge=1, description="model replicas in one engine, each with a KV cache")] = 1
-    max_running: Annotated[int, Field(ge=1, description="maximum requests that run at the same time")] = 16
+    max_running: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="maximum requests that run at the same time; if unset, 16 on a CPU and SGLang's choice on a "
+            "GPU",
+        ),
+    ] = None
     max_waiting: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64

@@ -172,6 +172,7 @@ async def test_a_later_turn_does_not_find_kv_of_a_renewed_answer(
 
 async def test_all_places_taken_leave_one_for_renewals(start: Any, renewing: Any, prompt: Any) -> None:
     driver = await start(max_running=3)
+    assert driver.engine.info.max_running == 3
     prompts = [prompt(500 + i, 100 + 10 * i) for i in range(6)]
     alone = [(await driver.answer(ids, salt="full", max_new_tokens=60))[0] for ids in prompts]
     answers = await asyncio.gather(

@@ -42,6 +42,17 @@ def test_no_waiting_at_all() -> None:
         pass
 
 
+@pytest.mark.parametrize(("is_set", "running"), [(None, 3), (2, 2), (5, 5)])
+def test_the_engine_says_how_many_run_unless_it_is_set(is_set: int | None, running: int) -> None:
+    admission = Admission(max_running=is_set, max_waiting=1)
+    admission.use(replace(INFO, max_running=3))
+    with ExitStack() as inside:
+        for _ in range(running + 1):
+            inside.enter_context(admission.admit())
+        with pytest.raises(Overloaded), admission.admit():
+            pass
+
+
 def test_a_failed_request_gives_its_place_back() -> None:
     admission = Admission(max_running=1, max_waiting=0)
     with pytest.raises(RuntimeError), admission.admit():

@@ -16,6 +16,7 @@ from presift.target import sglang_plugin
 
 _CPU_KV_POOL_TOKENS = 65_536
 _CPU_PREFILL_CHUNK_TOKENS = 512
+_CPU_MAX_RUNNING = 16
 # OpenMP reads these when torch is loaded. Threads that spin while they wait take the cores from each other: 985 ms a
 # token instead of 137 ms.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -34,7 +35,7 @@ class SglangOptions:
     prefill_chunk_tokens: int | None = None
     attention_backend: str | None = None
     threads: int | None = None
-    max_running: int = 16
+    max_running: int | None = None
     log_level: str = "error"
     kv_dropping: bool = True
     tensor_parallel: int = 1
@@ -52,7 +53,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
         "model_path": str(options.folder.path),
         # Part of the names of compressed KV.
         "weight_version": options.folder.revision,
-        "dtype": options.dtype or native_dtype(options.device),
+        "dtype": options.dtype,
         "device": options.device,
         "context_length": options.context_tokens,
         "max_total_tokens": options.kv_pool_tokens,
@@ -81,6 +82,8 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
+        "dtype": options.dtype or native_dtype(options.device),
+        "max_running_requests": options.max_running or _CPU_MAX_RUNNING,
         "disable_cuda_graph": True,
         "sampling_backend": "pytorch",
         # A grammar is compiled for the tokenizer's vocabulary.

@@ -175,7 +175,13 @@ class SglangEngine(Engine):
             reasoning_parser=self._parsers.names.reasoning,
             grammars=folder.has_tokenizer,
             unsupported_seeds=_why_no_seeds(),
+            max_running=await self._max_running(),
         )
+
+    async def _max_running(self) -> int:
+        """How many requests run at once in all model replicas, by SGLang's own account: it may have chosen it."""
+        states = await self._manager.get_internal_state()
+        return sum(state["effective_max_running_requests_per_dp"] for state in states)
 
     async def _why_no_kv_dropping(self) -> str | None:
         if not self._options.kv_dropping:

@@ -74,6 +74,15 @@ class ForwardPass:
         shifts = [state.shift if isinstance(state, DecodeState) else 0 for state in states]
         if any(shifts):
             forward.positions = forward.positions + _per_token(shifts, forward, batch)
+        try:
+            self._note(states, forward, batch, runner)
+        except Exception:
+            # The pass serves other requests too, and positions are right. Selections without these rows fail in
+            # `finish_scoring`, on all ranks.
+            log.exception("presift: noting what a forward pass computes failed")
+            self._rows, self._predicting = [], []
+
+    def _note(self, states: list[Any], forward: Any, batch: Any, runner: Any) -> None:
         if forward.forward_mode.is_decode_or_idle():
             _count_steps(states, batch)
         if forward.forward_mode.is_extend():
@@ -81,7 +90,10 @@ class ForwardPass:
             self._predicting = _predicting(states, batch)
 
     def on_attention(self, queries: torch.Tensor, layer: Any) -> None:
-        """Select KV in `layer` by `queries` [tokens, heads * d], which are rotated. The keys are in the pool."""
+        """Select KV in `layer` by `queries` [tokens, heads * d], which are rotated. The keys are in the pool.
+
+        After the last layer nothing of the selections is held here: their requests free it.
+        """
         for rows in list(self._rows):
             try:
                 self._score(rows, queries, layer)
@@ -89,10 +101,14 @@ class ForwardPass:
                 # The pass serves other requests too. This one fails in `finish_scoring`: its selector stays incomplete.
                 log.exception("presift: selecting KV in a layer failed")
                 self._rows.remove(rows)
+                continue
+            if layer.layer_id == rows.selector.layers - 1:
+                self._rows.remove(rows)
 
     def on_logits(self, processor: Any, states: torch.Tensor, head: Any, metadata: Any) -> None:
         """Note the most likely tokens after those of the lookaheads. `states` [tokens, width]: the last layer's."""
-        for rows in self._predicting:
+        predicting, self._predicting = self._predicting, []
+        for rows in predicting:
             try:
                 choices = most_likely(processor, states[rows.start : rows.end], head, metadata, self._ranks)
                 rows.lookahead.add(rows.first, choices)

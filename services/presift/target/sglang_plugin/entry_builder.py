@@ -21,6 +21,7 @@ from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
 from presift.target.sglang_plugin.verified_lookahead import accept
+from presift.target.sglang_plugin.waiting_queue import QueuedIds, withdraw
 
 # How often building an entry may fail for lack of room, or the entry be evicted before use, before the request fails.
 MAX_ATTEMPTS = 8
@@ -119,15 +120,23 @@ class EntryBuilder:
 
     def begin_answer(self, request: Any, state: DecodeState) -> bool:
         """Begin the answer of a request that has found its entry with the lookahead's accepted tokens, if they are its
-        own and it has generated none. True if it did.
+        own and it has generated none. True if it did. If that fails, the request is aborted in `start_missing`.
         """
         entry = self._built.get(state.entry)
         if entry is None or state.is_full or state.suffix_tokens or request.output_ids:
             return False
-        accepted = accept(request, entry.accepted)
-        if not accepted:
+        try:
+            accepted = accept(request, entry.accepted)
+            if not accepted:
+                return False
+            self._scheduler.batch_result_processor._maybe_update_reasoning_tokens(request, list(request.output_ids))
+        except Exception as error:
+            # Otherwise SGLang may take it for an answer that has ended.
+            del request.output_ids[:]
+            request.finished_reason = request.finished_len = None
+            abort(request, 500, self._failure("beginning an answer", error))
+            self.add_missing(request)
             return False
-        self._scheduler.batch_result_processor._maybe_update_reasoning_tokens(request, list(request.output_ids))
         if state.report is None:
             state.record_reuse(cached_prefix(request), entry.coverage)
         assert state.report is not None
@@ -142,6 +151,12 @@ class EntryBuilder:
     def on_admitted(self, request: Any, state: DecodeState) -> None:
         """Release the pin of an admitted request: SGLang locks the entry from now on."""
         self.pins.release(request.rid)
+        try:
+            self._report_admitted(request, state)
+        except Exception as error:
+            abort_admitted(request, 500, self._failure("reporting on an answer", error))
+
+    def _report_admitted(self, request: Any, state: DecodeState) -> None:
         if state.report is None:
             cached = cached_prefix(request)
             if state.is_full:
@@ -174,13 +189,12 @@ class EntryBuilder:
         queue[:] = [each for each in (places.get(id(each), each) for each in queue) if each is not None]
         return any(place is not None for place in places.values())
 
-    def clean_up(self) -> None:
+    def clean_up(self, queued: QueuedIds) -> None:
         """Release pins that expired or whose request left the queue. Requeue the callers of scoring requests that are
         gone (aborted or timed out).
         """
         if not self.builds and not len(self.pins):
             return
-        queued = {request.rid for request in self._scheduler.waiting_queue}
         self.pins.count_step()
         self.pins.release_except(queued)
         for build in list(self.builds.values()):
@@ -214,6 +228,7 @@ class EntryBuilder:
 
     def requeue_waiting(self, prefix: str, every: bool = False) -> None:
         """Return waiting callers whose id starts with `prefix` to SGLang's queue, where it looks for aborted ones."""
+        needless: list[Any] = []
         for build in list(self.builds.values()):
             leaving: list[Any] = []
             staying: list[Any] = []
@@ -222,7 +237,9 @@ class EntryBuilder:
             build.waiting = staying
             self._scheduler.waiting_queue.extend(leaving)
             if leaving and not build.waiting:
-                self._cancel(build)
+                self._close(build)
+                needless.append(build.scoring)
+        withdraw(self._scheduler, needless)
 
     def on_tree_reset(self) -> None:
         """Forget all entries, because the tree was emptied."""
@@ -231,6 +248,8 @@ class EntryBuilder:
 
     def _start(self, request: Any, state: DecodeState) -> Any:
         """What takes the place of a request in the queue whose entry is missing; None: it waits for a build."""
+        if request.to_finish is not None:
+            return request
         state.attempts += 1
         if state.attempts > MAX_ATTEMPTS:
             abort(request, 503, f"presift: no room for a compressed entry after {MAX_ATTEMPTS} attempts; retry later")
@@ -241,9 +260,22 @@ class EntryBuilder:
             build.waiting.append(request)
             self._raise_priority(build.scoring, request.priority)
             return None
-        scoring = scoring_request(self._scheduler, request, state)
+        try:
+            scoring = scoring_request(self._scheduler, request, state)
+        except Exception as error:
+            abort(request, 500, self._failure("starting to build a compressed entry", error))
+            return request
         self.builds[key] = EntryBuild(key, scoring, [request])
         return scoring
+
+    def _failure(self, doing: str, error: Exception) -> str:
+        """The message for a request that fails by `error`, which is logged. It is raised again on several ranks: the
+        others may not have it, and would go on with the request.
+        """
+        if self._ranks.are_several:
+            raise error
+        log.exception("presift: %s failed", doing)
+        return f"presift: {doing} failed: {type(error).__name__}"
 
     def _raise_priority(self, scoring: Any, priority: int | None) -> None:
         """Give the scoring request the priority of its most urgent caller."""
@@ -288,16 +320,6 @@ class EntryBuilder:
         self._building_tokens -= state.caller.kept if build.is_admitted else 0
         state.release()
 
-    def _cancel(self, build: EntryBuild) -> None:
-        """End a build that has no callers left."""
-        self._close(build)
-        scheduler, scoring = self._scheduler, build.scoring
-        if any(each is scoring for each in scheduler.waiting_queue):
-            scheduler.waiting_queue.remove(scoring)
-        elif scheduler.chunked_req is scoring:
-            scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends.
-
 
 def _key(state: DecodeState) -> BuildKey:
     return state.entry, state.plan.keep_full_prefix, state.plan.report_kept
@@ -306,4 +328,12 @@ def _key(state: DecodeState) -> BuildKey:
 def abort(request: Any, status: int, message: str) -> None:
     """End a waiting request with an error. SGLang still runs one token for it, whose KV must not be cached."""
     request.set_finish_with_abort(message, status_code=status, err_type="presift")
+    request.skip_radix_cache_insert = True
+
+
+def abort_admitted(request: Any, status: int, message: str) -> None:
+    """End an admitted request with an error after its next token. What it reads is settled, so it does not change."""
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT  # noqa: PLC0415 - in the scheduler alone
+
+    request.to_finish = FINISH_ABORT(message, status, "presift")
     request.skip_radix_cache_insert = True

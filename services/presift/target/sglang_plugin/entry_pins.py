@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ class EntryPins:
             self.tokens -= pin.tokens
             self._tree.dec_lock_ref(pin.node, pin.receipt)
 
-    def release_except(self, queued: Collection[str]) -> bool:
+    def release_except(self, queued: Container[str]) -> bool:
         """Release expired pins and pins of requests that are not in `queued`. True if any was released."""
         gone = [pinned for pinned, pin in self._pins.items() if pinned not in queued or pin.expires_step <= self._step]
         for request_id in gone:

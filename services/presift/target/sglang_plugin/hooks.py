@@ -20,6 +20,7 @@ from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.sglang_names import cached_prefix, plugin_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
 from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
+from presift.target.sglang_plugin.waiting_queue import QueuedIds
 
 
 class Plugin:
@@ -69,8 +70,9 @@ class Plugin:
             return original(scheduler, running_batch)
         if self.check is not None:
             self.check.step()
-        self.builder.clean_up()
-        if self.builder.renewals.step(running_batch):
+        queued = QueuedIds(scheduler.waiting_queue)
+        self.builder.clean_up(queued)
+        if self.builder.renewals.step(running_batch, queued):
             # A renewal needs less room than what made SGLang stop looking at its queue.
             running_batch.batch_is_full = False
         plan = original(scheduler, running_batch)
@@ -141,6 +143,8 @@ class Plugin:
         if isinstance(state, DecodeState) and self.builder.begin_answer(request, state):
             # Its cached prefix may be longer now.
             request.init_next_round_input(adder.tree_cache)
+        if request.to_finish is not None:
+            return AddReqResult.CONTINUE
         result = original(adder, request, *args, **kwargs)
         if isinstance(state, DecodeState) and request in adder.can_run_list:
             request.skip_radix_cache_insert = not state.plan.keep_full_prefix

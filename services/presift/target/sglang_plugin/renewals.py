@@ -24,6 +24,7 @@ from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.scoring_request import scoring_request
 from presift.target.sglang_plugin.sglang_names import cached_prefix
 from presift.target.sglang_plugin.states import DecodeState, ScoringState, state_of
+from presift.target.sglang_plugin.waiting_queue import QueuedIds, withdraw
 
 # A renewal takes some steps. For fewer tokens than these it is not begun.
 _LEAST_REMAINING = 4
@@ -66,22 +67,25 @@ class Renewals:
         self._ranks = ranks
         self._open: dict[str, Renewal] = {}
         self._refused: list[Any] = []
+        # The scoring requests of ended renewals that may still be in SGLang's queue.
+        self._needless: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def step(self, running_batch: Any) -> bool:
-        """Put renewed KV in place and start what is due. `running_batch`: all requests that decode next.
+    def step(self, running_batch: Any, queued: QueuedIds) -> bool:
+        """Put renewed KV in place and start what is due. `running_batch`: all requests that decode next; `queued`:
+        those that wait.
 
         SGLang calls this between two steps, where it may also retract requests. True if a renewal waits in its queue.
         """
-        queued = self._queued() if self._open else set()
         for renewal in list(self._open.values()):
-            self._advance(renewal, running_batch, id(renewal.scoring) in queued)
-        due = [request for request in running_batch.reqs if self._is_due(request)]
-        started = [self._start(request) for request in due]
+            self._advance(renewal, running_batch, queued)
+        self._withdraw_needless()
+        is_waiting = any(_is_waiting(renewal, queued) for renewal in self._open.values())
+        started = [scoring for request in running_batch.reqs if (scoring := self._start_due(request)) is not None]
         self._scheduler.waiting_queue[:0] = started
-        return bool(started) or any(id(renewal.scoring) in queued for renewal in self._open.values())
+        return bool(started) or is_waiting
 
     def needs_row(self, adder: Any, request: Any) -> bool:
         """Whether `request` would take the last place of SGLang's running requests, which renewals need."""
@@ -111,6 +115,7 @@ class Renewals:
         for scoring in refused:
             if (renewal := self._of(scoring)) is not None:
                 self._skip(renewal)
+        self._withdraw_needless()
 
     def finish_scoring(self, scoring: Any, state: ScoringState) -> None:
         """Copy the KV that `scoring` selected to new slots, for its caller."""
@@ -132,16 +137,12 @@ class Renewals:
     def _of(self, scoring: Any) -> Renewal | None:
         return next((each for each in self._open.values() if each.scoring is scoring), None)
 
-    def _queued(self) -> set[int]:
-        """The ids of the requests in SGLang's queue."""
-        return {id(each) for each in self._scheduler.waiting_queue}
-
-    def _advance(self, renewal: Renewal, batch: Any, is_queued: bool) -> None:
+    def _advance(self, renewal: Renewal, batch: Any, queued: QueuedIds) -> None:
         if renewal.is_orphaned:
             self._close(renewal)
         elif renewal.slots is not None:
             self._apply(renewal, batch)
-        elif is_queued:
+        elif _is_waiting(renewal, queued):
             if self._is_late(renewal):
                 self._skip(renewal)
         elif not renewal.scoring.kv.holds_kv:
@@ -167,6 +168,22 @@ class Renewals:
         # What the tree holds of the request's row stays until a token was generated behind it.
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
         return is_due and owned and not ends
+
+    def _start_due(self, request: Any) -> Any:
+        """The scoring request of a new renewal, if one is due. An error ends the renewals of this request: the answer
+        can go on without them. On several ranks it is raised, because the others may not have it.
+        """
+        try:
+            return self._start(request) if self._is_due(request) else None
+        except Exception:
+            if self._ranks.are_several:
+                raise
+            log.exception("presift: starting a renewal failed")
+            state = _decode_state(request)
+            state.next_renewal = None
+            if state.report is not None:
+                state.report.renewals_skipped += 1
+            return None
 
     def _start(self, request: Any) -> Any:
         """The scoring request of a new renewal."""
@@ -222,15 +239,15 @@ class Renewals:
         del self._open[renewal.request.rid]
         scored = state_of(renewal.scoring)
         assert isinstance(scored, ScoringState)
-        scored.release()
-        scheduler, scoring = self._scheduler, renewal.scoring
         if renewal.slots is not None:
-            scheduler.token_to_kv_pool_allocator.free(renewal.slots)
-        elif id(scoring) in self._queued():
-            scheduler.waiting_queue.remove(scoring)
-        elif scheduler.chunked_req is scoring:
-            scheduler._pending_chunked_abort_req = scoring
-        # Otherwise its last chunk is running: it then ends.
+            self._scheduler.token_to_kv_pool_allocator.free(renewal.slots)
+        elif not scored.is_finished:
+            self._needless.append(renewal.scoring)
+        scored.release()
+
+    def _withdraw_needless(self) -> None:
+        needless, self._needless = self._needless, []
+        withdraw(self._scheduler, needless)
 
 
 def all_tokens(request: Any, state: DecodeState) -> array[int]:
@@ -265,6 +282,11 @@ def _become_compressed(request: Any, state: DecodeState) -> None:
     request.extra_key = state.entry
     # SGLang would only append to it.
     request.full_untruncated_fill_ids = array("q")
+
+
+def _is_waiting(renewal: Renewal, queued: QueuedIds) -> bool:
+    """Whether the scoring request of a renewal waits in SGLang's queue."""
+    return renewal.slots is None and not renewal.scoring.kv.holds_kv and renewal.scoring.rid in queued
 
 
 def _renews(request: Any) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from presift.core.errors import InvalidRequest
+from presift.models.dtype import native_dtype
 from presift.models.folder import resolve
 from presift.target.sglang import arguments as module
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
@@ -39,12 +40,14 @@ def test_the_plugin_is_switched_on_only_to_drop_kv(folder, kv_dropping):
 
 def test_a_gpu_runs_as_sglang_chooses(folder):
     chosen = {"sampling_backend", "grammar_backend", "chunked_prefill_size", "attention_backend", "max_total_tokens"}
+    chosen |= {"max_running_requests", "dtype"}
     arguments = server_arguments(SglangOptions(folder, device="cuda"))
     assert not (chosen | {"disable_cuda_graph", "sleep_on_idle"}) & arguments.keys()
     on_cpu = server_arguments(SglangOptions(folder))
     assert chosen <= on_cpu.keys()
     assert (on_cpu["sampling_backend"], on_cpu["grammar_backend"]) == ("pytorch", "none")
     assert (on_cpu["chunked_prefill_size"], on_cpu["attention_backend"]) == (512, "torch_native")
+    assert (on_cpu["max_running_requests"], on_cpu["dtype"]) == (16, native_dtype("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +86,11 @@ def test_no_cores_are_divided_for_one_rank_or_a_gpu(folder, options):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_is_set_is_passed_on_for_every_device(folder, device):
     chosen = {"prefill_chunk_tokens": 64, "kv_pool_tokens": 900, "kv_page_tokens": 16, "attention_backend": "fa3"}
+    chosen |= {"max_running": 5, "dtype": "float16"}
     arguments = server_arguments(SglangOptions(folder, device=device, **chosen))
     assert (arguments["chunked_prefill_size"], arguments["max_total_tokens"]) == (64, 900)
     assert (arguments["page_size"], arguments["attention_backend"]) == (16, "fa3")
+    assert (arguments["max_running_requests"], arguments["dtype"]) == (5, "float16")
 
 
 @pytest.mark.parametrize(("device", "chunk", "page"), [("cuda", 72, 16), ("cpu", 16, 64), ("cpu", None, 48)])

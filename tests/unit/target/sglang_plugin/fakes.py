@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import threading
+import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
@@ -59,6 +60,9 @@ class Request:
     send_token_offset: int = 0
     retraction_count: int = 0
     accepts: int = 100
+    to_finish: Any = None
+    finished_reason: Any = None
+    finished_len: int | None = None
 
     @property
     def kv(self) -> Any:
@@ -71,6 +75,7 @@ class Request:
     def set_finish_with_abort(self, message: str, status_code: int, err_type: str) -> None:
         assert self.abort is None
         self.abort = (message, status_code, err_type)
+        self.to_finish = "abort"
 
 
 @dataclass(eq=False)
@@ -98,6 +103,27 @@ class Scheduler:
     @property
     def batch_result_processor(self) -> Any:
         return SimpleNamespace(_maybe_update_reasoning_tokens=lambda request, tokens: self.reasoned.append(request))
+
+
+class Selected(SimpleNamespace):
+    """What a scoring request has selected. `living` counts them, as memory of the device."""
+
+    living: ClassVar[weakref.WeakSet[Selected]] = weakref.WeakSet()
+    __hash__ = object.__hash__
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.living.add(self)
+
+
+class Queue(list[Any]):
+    """A queue that counts how often it is walked."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.walks += 1
+        return super().__iter__()
 
 
 def compressed(entry: str = "entry", plan: KvPlan | None = None, suffix_tokens: int = 0) -> DecodeState:

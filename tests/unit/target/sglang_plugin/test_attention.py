@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,10 @@ class Machine:
 
     def keys_of(self, place: int, end: int) -> torch.Tensor:
         return self.keys[self.table[place, :end].long()]
+
+
+def broken(*_: Any) -> Any:
+    raise ValueError("a defect")
 
 
 def forward(positions: list[int] | None, mode: str) -> Any:
@@ -195,7 +200,7 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
             raise RuntimeError("out of memory")
         add(*arguments, **slots)
 
-    broken.state.selector = SimpleNamespace(first_row=16, end_row=22, add=fail)
+    broken.state.selector = SimpleNamespace(first_row=16, end_row=22, layers=1, add=fail)
     queries = torch.randn(2, 22, HEADS, DIM, generator=torch.Generator().manual_seed(3))
     for first, end in ((0, 18), (18, 22)):
         both = batch(broken, whole, prefixes=[first] * 2, lengths=[end - first] * 2)
@@ -204,6 +209,53 @@ def test_a_prompt_that_cannot_be_scored_is_left_incomplete_and_the_others_are_sc
     assert len(calls) == 2
     assert not add.__self__.is_complete
     assert whole.state.selector.is_complete
+
+
+@pytest.mark.parametrize("name", ["_rows", "_predicting"])
+def test_a_pass_whose_rows_cannot_be_noted_has_right_positions_and_selects_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The selection stays incomplete, so that its build fails."""
+    machine, run, request = Machine(), ForwardPass(), scoring()
+    monkeypatch.setattr(attention, name, broken)
+    seen = forward([9, *range(22)], "extend")
+    run.begin(seen, batch(Row("a", compressed()), request, prefixes=[9, 0], lengths=[1, 22]), machine)
+    assert seen.positions.tolist() == [9 + SHIFT, *range(22)]
+    assert not run.has_scoring_rows
+    assert not run.has_lookahead_rows
+    assert not request.state.selector.is_complete
+
+
+def test_a_decode_step_that_cannot_be_counted_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_count_steps", broken)
+    seen = forward([9], "decode")
+    ForwardPass().begin(seen, batch(Row("a", compressed())), Machine())
+    assert seen.positions.tolist() == [9 + SHIFT]
+
+
+def test_a_pass_with_wrong_positions_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write wrong KV, also for other requests."""
+    monkeypatch.setattr(attention, "_per_token", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        ForwardPass().begin(forward([9], "decode"), batch(Row("a", compressed())), Machine())
+
+
+def test_after_its_last_layer_a_pass_holds_nothing_of_what_was_scored(no_collector: None) -> None:
+    machine, run, request = Machine(), ForwardPass(), scoring(layers=2)
+    request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS, (50, 51))
+    run.begin(forward(list(range(22)), "extend"), batch(request, prefixes=[0], lengths=[22]), machine)
+    held = [weakref.ref(run._rows[0].slots)]
+    for machine.layer.layer_id in range(2):
+        assert run.has_scoring_rows
+        run.on_attention(torch.randn(22, HEADS * DIM), machine.layer)
+    assert not run.has_scoring_rows
+    assert run.has_lookahead_rows
+    run.on_logits(None, torch.zeros(22, 4), None, None)
+    assert not run.has_lookahead_rows
+    held += [weakref.ref(kept) for kept in request.state.selector.kept.values()]
+    assert [each() is None for each in held] == [True, False, False]
+    request.state.release()
+    assert [each() is None for each in held] == [True] * 3
 
 
 def test_decode_steps_count_the_kv_of_prompt_and_answer() -> None:
@@ -224,9 +276,9 @@ def test_decode_steps_count_the_kv_of_prompt_and_answer() -> None:
     assert waiting.state.report is None
 
 
-def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: bool = False) -> None:
+def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: bool = False) -> bool:
     """One pass over positions `prefix` to `prefix + length` of `request`, behind another's 3 rows; after position i,
-    token 100 + i is the most likely.
+    token 100 + i is the most likely. True if some of the rows predict the lookahead.
     """
     run.begin(forward([0], "extend"), batch(Row("a"), request, prefixes=[5, prefix], lengths=[3, length]), Machine())
     states = torch.tensor([0.0] * 3 + [100.0 + i for i in range(prefix, prefix + length)])[:, None]
@@ -236,7 +288,9 @@ def predicted(run: ForwardPass, prefix: int, length: int, request: Row, fails: b
             raise RuntimeError("out of memory")
         return torch.nn.functional.one_hot(block[:, 0].long(), 200)
 
+    has_rows = run.has_lookahead_rows
     run.on_logits(SimpleNamespace(_get_logits=logits), states, None, None)
+    return has_rows
 
 
 @pytest.mark.parametrize("cuts", [[22], [19, 22], [20, 22], [19, 20, 21, 22], [21, 22]], ids=str)
@@ -244,8 +298,7 @@ def test_the_rows_that_predict_the_lookahead_are_found_in_any_chunks(cuts: list[
     request, run = scoring(), ForwardPass()
     request.state.lookahead = VerifiedLookahead(PROMPT_TOKENS - 1, (119, 120))
     for first, end in zip([0, *cuts[:-1]], cuts, strict=True):
-        predicted(run, first, end - first, request)
-        assert run.has_lookahead_rows == (first < 21 and end > 19)
+        assert predicted(run, first, end - first, request) == (first < 21 and end > 19)
     assert [token for _, token in request.state.lookahead.choices()] == [119, 120]
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import weakref
 from array import array
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,24 +25,24 @@ from presift.target.sglang_plugin.entry_builder import MAX_ATTEMPTS, EntryBuilde
 from presift.target.sglang_plugin.entry_pins import PINNED_SHARE, SelectedCopy  # noqa: E402
 from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState, state_of  # noqa: E402
+from presift.target.sglang_plugin.waiting_queue import QueuedIds  # noqa: E402
 
-from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed  # noqa: E402
+from .fakes import (  # noqa: E402
+    KEPT,
+    PROMPT_TOKENS,
+    Queue,
+    Request,
+    Scheduler,
+    Selected,
+    caller,
+    compressed,
+    groups_of,
+)
 
 MASK = KvMask(np.ones((1, 1, PROMPT_TOKENS), dtype=bool))
 DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), lookahead_token_ids=(50, 51), keep_full_prefix=False)
 MASKED = KvPlan(SpecKv(capacity=KEPT, window=3, selection=KvSelection.DRAFT_MASK), kv_mask=MASK, report_kept=True)
 SIDE_STATE = ("runs", "waiting", "missing", "leases", "leased_tokens")
-
-
-class Selected(SimpleNamespace):
-    """What a scoring request has selected. `living` counts them, as memory of the device."""
-
-    living: ClassVar[weakref.WeakSet[Selected]] = weakref.WeakSet()
-    __hash__ = object.__hash__
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.living.add(self)
 
 
 class Rig:
@@ -107,6 +104,9 @@ class Rig:
             self.builder.add_missing(request)
         return self.builder.start_missing()
 
+    def clean_up(self) -> None:
+        self.builder.clean_up(QueuedIds(self.scheduler.waiting_queue))
+
     def scoring(self, entry: str = "entry", keep: bool = True, report: bool = False) -> Request:
         scoring: Request = self.builder.builds[entry, keep, report].scoring
         return scoring
@@ -148,7 +148,10 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert rig.side_state() == [1, 2, 0, 0, 0]
 
     rig.run(scoring)
-    rig.builder.clean_up()
+    queue = rig.scheduler.waiting_queue = Queue(rig.queue)
+    rig.clean_up()
+    # Nothing is pinned, and what runs is not in the queue.
+    assert queue.walks == 0
     assert rig.side_state() == [1, 2, 0, 0, 0]
     rig.finish(scoring)
     assert rig.queue == [first, second, *others]
@@ -165,16 +168,6 @@ def test_an_entry_is_built_once_for_all_callers(rig: Rig) -> None:
     assert 0.0 <= report.publish_ms < 1000.0
 
 
-class Queue(list[Any]):
-    """A queue that counts how often it is walked."""
-
-    walks = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.walks += 1
-        return super().__iter__()
-
-
 @pytest.mark.parametrize("count", [1, 300])
 def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
     """Half of them wait for the build of another."""
@@ -187,8 +180,38 @@ def test_a_burst_of_new_prompts_walks_the_queue_as_often_as_one(rig: Rig, count:
     assert list(queue) == [*others[:2], *builds, *others[2:]]
     assert rig.side_state()[:3] == [len(builds), count, 0]
     queue.walks = 0
-    rig.builder.clean_up()
+    rig.clean_up()
     assert queue.walks == 1
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_an_abort_of_many_builds_walks_the_queue_as_often_as_one(rig: Rig, count: int) -> None:
+    """Every other build is read, the last one in chunks; its caller is aborted as that of one that waits."""
+    others = [Request(f"o{number}") for number in range(5)]
+    callers = [caller(f"r{number}", f"entry {number}") for number in range(2 * count)]
+    queue = rig.scheduler.waiting_queue = Queue([*others[:2], *callers, *others[2:]])
+    rig.miss(*callers)
+    builds = [rig.scoring(f"entry {number}") for number in range(2 * count)]
+    for build in builds[1::2]:
+        rig.run(build)
+    rig.scheduler.chunked_req = builds[-1]
+    queue.walks = 0
+    rig.builder.requeue_waiting("r")
+    assert queue.walks == 1
+    assert list(queue) == [*others, *callers]
+    assert rig.scheduler._pending_chunked_abort_req is builds[-1]
+    assert rig.side_state() == [0] * 5
+
+
+def test_an_abort_that_ends_no_build_does_not_read_the_queue(rig: Rig) -> None:
+    callers = [caller("a"), caller("b")]
+    queue = rig.scheduler.waiting_queue = Queue(callers)
+    rig.miss(*callers)
+    queue.walks = 0
+    rig.builder.requeue_waiting("a")
+    rig.builder.requeue_waiting("unknown")
+    assert queue.walks == 0
+    assert list(queue) == [rig.scoring(), callers[0]]
 
 
 def test_builds_wait_for_callers_whose_entries_are_ready(rig: Rig) -> None:
@@ -275,10 +298,10 @@ def test_a_pin_ends_with_its_request(rig: Rig) -> None:
     rig.miss(*callers)
     rig.run(rig.scoring())
     rig.finish(rig.scoring())
-    rig.builder.clean_up()
+    rig.clean_up()
     assert len(rig.locks) == 2
     rig.queue.remove(callers[0])
-    rig.builder.clean_up()
+    rig.clean_up()
     assert rig.side_state() == [0, 0, 0, 1, KEPT]
     rig.admit(callers[1])
 
@@ -291,7 +314,7 @@ def test_an_idle_builder_does_not_read_the_queue(rig: Rig) -> None:
             raise AssertionError("the queue was read")
 
     rig.scheduler.waiting_queue = Unread([Request("x")])
-    rig.builder.clean_up()
+    rig.clean_up()
 
 
 def test_requests_with_released_pins_start_again(rig: Rig) -> None:
@@ -329,7 +352,7 @@ def test_callers_of_a_lost_scoring_request_are_requeued(rig: Rig, was_running: b
     scoring = rig.scoring()
     rig.run(scoring) if was_running else rig.queue.remove(scoring)
     scoring.holds_kv = False
-    rig.builder.clean_up()
+    rig.clean_up()
     assert rig.queue == [first, second, other]
     assert rig.side_state() == [0] * 5
     assert rig.miss(first, second)
@@ -344,7 +367,7 @@ def test_a_waiting_or_running_scoring_request_is_kept(rig: Rig) -> None:
     rig.queue.append(request)
     rig.miss(request)
     for _ in range(2):
-        rig.builder.clean_up()
+        rig.clean_up()
         assert rig.side_state() == [1, 1, 0, 0, 0]
         if rig.queue:
             rig.run(rig.scoring())
@@ -516,6 +539,87 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     assert not begin(rig, caller("g"))
 
 
+def broken(*_: Any, **__: Any) -> Any:
+    raise ValueError("a defect")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_build_that_cannot_start_fails_its_caller_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    first, second = caller("a", "one"), caller("b", "two")
+    rig.queue[:] = [first, second]
+    rig.miss(first)
+    scoring = rig.scoring("one")
+    rig.builder._ranks = Ranks(groups_of(ranks)[0])
+    monkeypatch.setattr(entry_builder, "scoring_request", broken)
+    if ranks > 1:
+        # The other rank may start it, and would wait for this one.
+        with pytest.raises(ValueError, match="a defect"):
+            rig.miss(second)
+        return
+    assert rig.miss(second)
+    assert second.abort == ("presift: starting to build a compressed entry failed: ValueError", 500, "presift")
+    assert second.skip_radix_cache_insert
+    assert (rig.queue, rig.side_state()) == ([scoring, second], [1, 1, 0, 0, 0])
+    assert first.abort is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_answer_that_cannot_begin_fails_alone(rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
+    def ended(request: Request, tokens: tuple[int, ...]) -> int:
+        request.output_ids.append(tokens[0])
+        request.finished_reason, request.finished_len = "length", 1
+        raise ValueError("a defect")
+
+    request, rig.builder._ranks = caller("a"), Ranks(groups_of(ranks)[0])
+    rig.queue.append(request)
+    rig.builder._built["entry"] = entry_builder.BuiltEntry(0.5, (50, 51))
+    monkeypatch.setattr(entry_builder, "accept", ended)
+    if ranks > 1:
+        with pytest.raises(ValueError, match="a defect"):
+            rig.builder.begin_answer(request, request.state)
+        return
+    assert not rig.builder.begin_answer(request, request.state)
+    # SGLang would end it as it looks, not as an abort.
+    assert (request.output_ids, request.finished_reason, request.finished_len) == ([], None, None)
+    assert request.abort == ("presift: beginning an answer failed: ValueError", 500, "presift")
+    assert rig.builder.start_missing()
+    assert (rig.queue, rig.side_state()) == ([request], [0] * 5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_admitted_request_that_cannot_be_reported_fails_alone(
+    sglang: None, rig: Rig, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """Its pin is released, and what it reads does not change: SGLang has planned it."""
+    request, rig.builder._ranks = caller("a"), Ranks(groups_of(ranks)[0])
+    rig.builder.pins.pin("a", object(), KEPT)
+    monkeypatch.setattr(DecodeState, "record_reuse", broken)
+    if ranks > 1:
+        with pytest.raises(ValueError, match="a defect"):
+            rig.builder.on_admitted(request, request.state)
+        return
+    rig.builder.on_admitted(request, request.state)
+    assert (rig.locks, request.abort) == ([], None)
+    ended = request.to_finish
+    assert (ended.message, ended.status_code) == ("presift: reporting on an answer failed: ValueError", 500)
+    assert ended.err_type == "presift"
+    assert request.skip_radix_cache_insert
+
+
+@pytest.mark.parametrize("name", ["insert_entry", "mask_to_values"])
+def test_an_entry_that_cannot_be_inserted_ends_the_engine(rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whose the slots are is not known then."""
+    request = caller("a", plan=MASKED)
+    rig.queue.append(request)
+    rig.miss(request)
+    rig.run(scoring := rig.scoring(report=True))
+    monkeypatch.setattr(entry_builder, name, broken)
+    with pytest.raises(ValueError, match="a defect"):
+        rig.finish(scoring)
+
+
 def test_accepted_tokens_are_streamed_once(rig: Rig) -> None:
     request = caller("a")
     request.state.record_reuse(KEPT, None)
@@ -613,7 +717,7 @@ class Storm:
         self.rig.queue.append(self.living[-1])
 
     def pass_by(self) -> None:
-        self.rig.builder.clean_up()
+        self.rig.clean_up()
         for request in self.rig.queue:
             if isinstance(request.state, DecodeState) and request.abort is None and self.chance.random() < 0.7:
                 self.rig.builder.add_missing(request)
@@ -643,7 +747,7 @@ class Storm:
         for request in [each for each in self.rig.queue if isinstance(each.state, DecodeState)][:1]:
             self.rig.queue.remove(request)
             self.living.remove(request)
-        self.rig.builder.clean_up()
+        self.rig.clean_up()
 
     def leave(self, prefix: str = "", every: bool = False) -> None:
         prefix = prefix or (self.chance.choice(self.living).rid if self.living else "none")
@@ -678,14 +782,6 @@ def test_no_caller_and_no_lock_is_lost(rig: Rig, seed: int) -> None:
     assert storm.came > 50 and rig.published
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 @pytest.mark.parametrize("how", ["published", "no room", "failed", "callers left", "left while it ran", "vanished"])
 def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig, no_collector: None, how: str) -> None:
     before = len(Selected.living)
@@ -700,7 +796,7 @@ def test_what_was_scored_goes_with_the_build_and_waits_for_no_collector(rig: Rig
             rig.builder.requeue_waiting(request.rid)
         elif how == "vanished":
             rig.queue.remove(scoring)
-            rig.builder.clean_up()
+            rig.clean_up()
         else:
             rig.run(scoring)
             if how == "left while it ran":

@@ -358,6 +358,10 @@ def test_scoring_rows_never_come_from_the_cache(plugin: Plugin, state: Any, long
     assert plugin.around_compute_max_prefix_len(lambda request, length: length - 1, Request("a", state), 22) == longest
 
 
+def broken(*_: Any, **__: Any) -> Any:
+    raise ValueError("a defect")
+
+
 class Adder:
     running_batch: Any = SimpleNamespace(reqs=[])
 
@@ -376,7 +380,6 @@ class Adder:
 class Admitted(Request):
     """A request with parameters that the admission may change."""
 
-    to_finish: Any = None
     parameters: Any = None
 
     @property
@@ -422,6 +425,28 @@ def test_the_prefix_is_matched_again_behind_accepted_tokens(plugin: Plugin, sgla
     adder.tree_cache = "tree"  # type: ignore[attr-defined]
     assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
     assert matched == ["tree"] * begins
+
+
+def test_a_request_whose_answer_cannot_begin_is_aborted_and_admitted_again(
+    plugin: Plugin, sglang: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    from presift.target.sglang_plugin import entry_builder
+
+    adder, request = Adder(), Admitted("a", compressed(), prefix_indices=[0] * KEPT)
+    scheduler, builder = scheduler_of(plugin), plugin.builder
+    assert builder is not None
+    builder._built["entry"] = entry_builder.BuiltEntry(0.5, (50,))
+    monkeypatch.setattr(entry_builder, "accept", broken)
+    scheduler.waiting_queue.append(request)
+    assert plugin.around_add_one_req(adder.ask, adder, request) is AddReqResult.CONTINUE
+    assert adder.can_run_list == []
+    # SGLang looks at its queue again, where the request is, and admits it.
+    assert builder.start_missing()
+    assert scheduler.waiting_queue == [request]
+    assert plugin.around_add_one_req(adder.ask, adder, request) == "asked"
+    assert request.abort == ("presift: beginning an answer failed: ValueError", 500, "presift")
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -615,7 +640,6 @@ def test_an_abort_requeues_waiting_callers_and_releases_pins(
 class Read(Request):
     """A request in a prefill's result."""
 
-    to_finish: Any = None
     is_retracted = False
     inflight_middle_chunks = 0
     is_finished = False
@@ -708,7 +732,7 @@ class Renewals:
     def refuse(self, request: Any) -> None:
         self.refused.append(request)
 
-    def step(self, batch: Any) -> bool:
+    def step(self, batch: Any, queued: Any) -> bool:
         return self.starts
 
     def drop_refused(self) -> None:

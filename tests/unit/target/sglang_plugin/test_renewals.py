@@ -20,7 +20,11 @@ from presift.target.sglang_plugin.entry_pins import SelectedCopy  # noqa: E402
 from presift.target.sglang_plugin.ranks import ALONE, Ranks  # noqa: E402
 from presift.target.sglang_plugin.renewals import Renewals, selection  # noqa: E402
 from presift.target.sglang_plugin.states import DecodeState, ScoringState  # noqa: E402
+from presift.target.sglang_plugin.waiting_queue import QueuedIds  # noqa: E402
 
+from .fakes import Queue, Request, Selected, groups_of  # noqa: E402
+
+OTHER = Request("other")
 PROMPT, KEPT, SUFFIX, EVERY, WINDOW = 20, 8, 2, 6, 5
 SLOTS = torch.arange(100, 140)
 
@@ -75,6 +79,7 @@ class Scoring:
     """The plugin's request."""
 
     state: ScoringState
+    rid: str
     holds_kv: bool = False
     prefix_indices: list[int] = field(default_factory=list)
     time_stats: Any = field(
@@ -101,7 +106,7 @@ class Rig:
         self.coverage: float | None = 0.5
         allocator = SimpleNamespace(free=self.freed.append)
         self.scheduler: Any = SimpleNamespace(
-            waiting_queue=["other"],
+            waiting_queue=[OTHER],
             chunked_req=None,
             _pending_chunked_abort_req=None,
             page_size=1,
@@ -126,11 +131,11 @@ class Rig:
     def _scoring(self, scheduler: Any, request: Any, state: DecodeState, *, is_renewal: bool) -> Scoring:
         assert scheduler is self.scheduler and is_renewal
         first = len(state.prompt) - 1 - WINDOW
-        selector: Any = SimpleNamespace(ms=1.0, first_row=first)
-        return Scoring(ScoringState(state, selector, is_renewal))
+        selector: Any = Selected(ms=1.0, first_row=first)
+        return Scoring(ScoringState(state, selector, is_renewal), f"presift-{request.rid}")
 
     def step(self, *callers: Caller) -> bool:
-        return self.renewals.step(SimpleNamespace(reqs=list(callers)))
+        return self.renewals.step(SimpleNamespace(reqs=list(callers)), QueuedIds(self.scheduler.waiting_queue))
 
     @property
     def scoring(self) -> Any:
@@ -184,7 +189,7 @@ def test_when_a_renewal_is_due(rig: Rig, first: int, others: dict[str, Any], is_
     caller = Caller(state_of(first), **others)
     assert rig.step(caller) is is_due
     assert len(rig.renewals) == int(is_due)
-    assert rig.scheduler.waiting_queue[-1] == "other"
+    assert rig.scheduler.waiting_queue[-1] is OTHER
     if is_due:
         assert rig.scoring.state.caller.prompt == caller.state.prompt + array("q", [90, 91]) + caller.output_ids
         assert rig.step(caller) is True
@@ -303,7 +308,7 @@ def test_a_caller_that_goes_leaves_nothing(rig: Rig, how: str, when: str) -> Non
     caller.ended, caller.retraction_count = how == "ended", int(how == "retracted")
     rig.step()
 
-    assert (len(rig.renewals), rig.replaced, rig.scheduler.waiting_queue) == (0, [], ["other"])
+    assert (len(rig.renewals), rig.replaced, rig.scheduler.waiting_queue) == (0, [], [OTHER])
     assert scoring.state.selector is None
     assert len(rig.freed) == int(when == "published")
     assert (rig.scheduler._pending_chunked_abort_req is scoring) == (when == "chunked")
@@ -346,10 +351,92 @@ def test_what_does_not_succeed_is_skipped_counted_and_due_again(rig: Rig, why: s
 
     assert (len(rig.renewals), rig.replaced, scoring.state.selector) == (0, [], None)
     assert [each is SLOTS for each in rig.freed] == [True] * (why in ("unfit", "tail"))
-    assert rig.scheduler.waiting_queue == ["other"]
+    assert rig.scheduler.waiting_queue == [OTHER]
     assert caller.state.next_renewal == caller.generated + EVERY
     assert caller.state.report is not None
     assert caller.state.report.renewals_skipped == 1
+
+
+@pytest.mark.parametrize(
+    "how", ["applied", "no room", "refused", "ended", "ended when published", "ended while it ran"]
+)
+def test_what_was_scored_goes_with_the_renewal_and_waits_for_no_collector(
+    rig: Rig, no_collector: None, how: str
+) -> None:
+    before = len(Selected.living)
+    rig.has_room = how != "no room"
+    for number in range(20):
+        caller = Caller(state_of(), f"{number}", generated=6)
+        rig.step(caller)
+        scoring = rig.scoring
+        # As SGLang's, it is part of a reference cycle.
+        scoring.itself = scoring
+        assert len(Selected.living) == before + 1
+        if how == "refused":
+            rig.renewals.refuse(scoring)
+            rig.renewals.drop_refused()
+        elif how != "ended":
+            rig.run(scoring)
+            caller.ended = how == "ended while it ran"
+            rig.finish(scoring)
+        caller.ended = how.startswith("ended")
+        rig.step(caller)
+        del scoring, caller
+        assert len(Selected.living) == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("where", ["selection", "scoring_request"])
+def test_a_renewal_that_cannot_start_leaves_the_answer_without_renewals(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str, ranks: int
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("a defect")
+
+    first, second = Caller(state_of(), "a", generated=6), Caller(state_of(every=12), "b", generated=6)
+    rig.renewals._ranks = Ranks(groups_of(ranks)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(renewals, where, broken)
+        if ranks > 1:
+            # The other rank may start it, and would wait for this one.
+            with pytest.raises(ValueError, match="a defect"):
+                rig.step(first, second)
+            return
+        assert not rig.step(first, second)
+    assert (first.state.next_renewal, second.state.next_renewal) == (None, 12)
+    assert (len(rig.renewals), rig.scheduler.waiting_queue) == (0, [OTHER])
+    assert first.state.report is not None
+    assert first.state.report.renewals_skipped == 1
+    first.generated = second.generated = 12
+    assert rig.step(first, second)
+    assert len(rig.renewals) == 1
+
+
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("why", ["ended", "late", "refused", "waits", "runs", "no room"])
+def test_many_renewals_walk_the_queue_as_often_as_one(rig: Rig, why: str, count: int) -> None:
+    callers = [Caller(state_of(), f"{number}", generated=6) for number in range(count)]
+    rig.step(*callers)
+    scorings = rig.scheduler.waiting_queue[:count]
+    rig.has_room = why != "no room"
+    if why in ("runs", "no room"):
+        for scoring in scorings:
+            rig.run(scoring)
+    queue = rig.scheduler.waiting_queue = Queue(rig.scheduler.waiting_queue)
+    if why == "refused":
+        for scoring in scorings:
+            rig.renewals.refuse(scoring)
+        rig.renewals.drop_refused()
+    elif why == "no room":
+        for scoring in scorings:
+            rig.finish(scoring)
+    else:
+        for caller in callers:
+            caller.ended, caller.generated = why == "ended", 6 + EVERY * (why == "late")
+        rig.step(*callers)
+    # Once to know what waits, once to take out what nobody needs.
+    assert queue.walks == {"late": 2, "runs": 0, "no room": 0}.get(why, 1)
+    assert list(queue) == [*(scorings if why == "waits" else ()), OTHER]
 
 
 @pytest.mark.parametrize("page_tokens", [1, 4, 16, 64])
