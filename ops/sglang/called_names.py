@@ -18,6 +18,7 @@ _NAMES: dict[str, str] = {
     "arg_groups.fields.disagg.Disagg": "disaggregation_mode",
     "arg_groups.fields.model.Model": "model_path revision",
     "arg_groups.fields.parallel.Parallel": "enable_dp_attention nnodes pp_size tp_size",
+    _BATCH: "FINISH_ABORT",
     f"{_BATCH}.Req": """
         __init__ arrival_processed_tokens cache_salt cached_tokens customized_info eos_token_ids extra_key finished
         finished_len finished_output finished_reason full_untruncated_fill_ids http_worker_ipc inflight_middle_chunks
@@ -80,7 +81,7 @@ _NAMES: dict[str, str] = {
         num_hidden_layers vocab_size""",
     "distributed.parallel_state.GroupCoordinator": "all_gather_object rank_in_group world_size",
     "observability.req_time_stats.SchedulerReqTimeStats": "set_wait_queue_entry_time wait_queue_entry_time",
-    "plugins.hook_registry.HookRegistry": "_patched apply_hooks register",
+    "plugins.hook_registry.HookRegistry": "apply_hooks register",
     "plugins.hook_registry.HookType": "AROUND REPLACE",
     "runtime_context": "get_exec get_parallel get_serving",
     "sampling.sampling_params.SamplingParams": """
