@@ -81,7 +81,7 @@ _NAMES: dict[str, str] = {
         num_hidden_layers vocab_size""",
     "distributed.parallel_state.GroupCoordinator": "all_gather_object rank_in_group world_size",
     "observability.req_time_stats.SchedulerReqTimeStats": "set_wait_queue_entry_time wait_queue_entry_time",
-    "plugins.hook_registry.HookRegistry": "apply_hooks register",
+    "plugins.hook_registry.HookRegistry": "_patched apply_hooks register",
     "plugins.hook_registry.HookType": "AROUND REPLACE",
     "runtime_context": "get_exec get_parallel get_serving",
     "sampling.sampling_params.SamplingParams": """

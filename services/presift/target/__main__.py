@@ -40,7 +40,8 @@ async def serve(settings: TargetSettings) -> bool:
     Raises PresiftError if the model does not exist or the address cannot be used.
     """
     engine = SglangEngine(engine_options(settings))
-    servicer = TargetServicer(Admission(settings.max_running, settings.max_waiting))
+    max_running = None if settings.max_running is None else settings.max_running * settings.data_parallel
+    servicer = TargetServicer(Admission(max_running, settings.max_waiting))
     health_names = [_health_name(route) for route in Route]
     server = GrpcServer(settings.server_options(), [_SERVICE], health_names, settings.auth_interceptors())
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)

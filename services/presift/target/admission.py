@@ -76,7 +76,7 @@ class Admission:
         self._service_time = ServiceTime()
 
     def use(self, info: EngineInfo) -> None:
-        """Let the engine say how many requests run at once, unless it is set. Call it before the first `admit`."""
+        """Take from the engine how many requests run at once, unless it is set. Call it before the first `admit`."""
         self._max_running = self._max_running or info.max_running
 
     @contextmanager

@@ -76,8 +76,8 @@ class TargetSettings(InnerSettings):
         int | None,
         Field(
             ge=1,
-            description="maximum requests that run at the same time; if unset, 16 on a CPU and SGLang's choice on a "
-            "GPU",
+            description="maximum requests that run at the same time in a model replica; if unset, 16 on a CPU and "
+            "SGLang's choice on a GPU",
         ),
     ] = None
     max_waiting: Annotated[int, Field(ge=0, description="maximum waiting requests; more are refused")] = 64

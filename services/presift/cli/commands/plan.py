@@ -54,7 +54,9 @@ def plan(
     limit_flags: TokenLimitFlags,
     context: Annotated[int, typer.Option(help="context of the target, tokens", min=1)] = 131_072,
     utilisation: Annotated[float, typer.Option(help="most of a replica's time and KV to use, 0..1")] = 0.7,
-    max_running: Annotated[int, typer.Option(help="most concurrent requests of a target")] = 16,
+    max_running: Annotated[
+        int, typer.Option(help="most concurrent requests of a target; on a GPU give the number in its log")
+    ] = 16,
     kv_pool_tokens: Annotated[
         int | None, typer.Option(help="KV tokens of a target; as many as fit its device if unset")
     ] = None,

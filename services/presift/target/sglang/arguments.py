@@ -16,7 +16,7 @@ from presift.target import sglang_plugin
 
 _CPU_KV_POOL_TOKENS = 65_536
 _CPU_PREFILL_CHUNK_TOKENS = 512
-_CPU_MAX_RUNNING = 16
+CPU_MAX_RUNNING = 16
 # OpenMP reads these when torch is loaded. Threads that spin while they wait take the cores from each other: 985 ms a
 # token instead of 137 ms.
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -83,7 +83,7 @@ def server_arguments(options: SglangOptions) -> dict[str, Any]:
 def _on_cpu(options: SglangOptions) -> dict[str, Any]:
     return {
         "dtype": options.dtype or native_dtype(options.device),
-        "max_running_requests": options.max_running or _CPU_MAX_RUNNING,
+        "max_running_requests": options.max_running or CPU_MAX_RUNNING,
         "disable_cuda_graph": True,
         "sampling_backend": "pytorch",
         # A grammar is compiled for the tokenizer's vocabulary.

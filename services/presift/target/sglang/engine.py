@@ -21,7 +21,7 @@ from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 from presift.target.sglang import processes
-from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
+from presift.target.sglang.arguments import CPU_MAX_RUNNING, SglangOptions, server_arguments, set_environment
 from presift.target.sglang.data_parallel_router import DataParallelRouter
 from presift.target.sglang.found_parsers import check_names, find
 from presift.target.sglang.kv_dropping import of_all, why_unsupported
@@ -179,9 +179,13 @@ class SglangEngine(Engine):
         )
 
     async def _max_running(self) -> int:
-        """How many requests run at once in all model replicas, by SGLang's own account: it may have chosen it."""
+        """How many requests run at once in all model replicas, by SGLang's own account: it may have chosen it. An
+        untested version that does not tell is taken to run as many as on a CPU."""
         states = await self._manager.get_internal_state()
-        return sum(state["effective_max_running_requests_per_dp"] for state in states)
+        otherwise = self._options.max_running or CPU_MAX_RUNNING
+        found: int = sum(state.get("effective_max_running_requests_per_dp", otherwise) for state in states)
+        log.info("at most %d requests run at once", found)
+        return found
 
     async def _why_no_kv_dropping(self) -> str | None:
         if not self._options.kv_dropping:

@@ -59,6 +59,10 @@ def register(is_plain_cpu: bool) -> None:
         if hook.__name__ in functions:
             HookRegistry.register(functions[hook.__name__], hook, kind)
     HookRegistry.apply_hooks()
+    # SGLang only logs what it could not hook; then seeds would have no effect.
+    patched = getattr(HookRegistry, "_patched", functions.values())
+    if missing := sorted(functions[hook.__name__] for hook, _ in hooks if functions.get(hook.__name__) not in patched):
+        raise RuntimeError(f"SGLang {installed()} did not hook {', '.join(missing)}")
 
 
 def around_forward_batch_generation(original: Any, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -229,8 +229,11 @@ class Plugin:
 
     def around_maybe_cache_unfinished_req(self, original: Any, request: Any, tree: Any, **kwargs: Any) -> None:
         state = state_of(request)
-        if isinstance(state, DecodeState | ScoringState) and not _plan(state).keep_full_prefix:
-            # The request keeps its own KV and publishes none of it to the tree.
+        if isinstance(state, DecodeState | ScoringState) and (
+            request.skip_radix_cache_insert or not _plan(state).keep_full_prefix
+        ):
+            # The request keeps its own KV and publishes none of it to the tree: nor does one that has failed. SGLang
+            # 0.5.21 would read the same chunk of that again and again.
             tree.advance_unpublished_req(request, **kwargs)
         else:
             original(request, tree, **kwargs)

@@ -6,7 +6,8 @@ cache, with that length and the same answer.
 
 Two answers at the same wrong positions are the same, so the positions past dropped KV have a check of their own. A key
 of the first layer depends on its token and position alone. So what a request has written past dropped KV must equal
-what an ordinary request writes for the same tokens behind the whole prompt.
+what an ordinary request writes for the same tokens behind the whole prompt. A first layer without rotary positions
+shows nothing.
 
 A wrong answer is final. A check that something else interrupts is repeated: at once, later after growing pauses.
 """

@@ -20,7 +20,7 @@ class QueuedIds:
 
 
 def withdraw(scheduler: Any, requests: Collection[Any]) -> None:
-    """Take requests of the plugin's own, which nobody needs any more, out of SGLang, in one walk of its queue."""
+    """Take requests of the plugin's own out of SGLang, in one walk of its queue."""
     if not requests:
         return
     gone = {id(request) for request in requests}

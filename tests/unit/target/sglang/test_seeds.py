@@ -159,8 +159,14 @@ def test_only_a_plain_cpu_draws_by_a_function_of_presift(
     registered: dict[str, Any] = {}
     monkeypatch.setattr(HookRegistry, "register", lambda target, hook, kind: registered.update({target: (hook, kind)}))
     monkeypatch.setattr(HookRegistry, "apply_hooks", lambda: None)
+    monkeypatch.setattr(HookRegistry, "_patched", {multinomial, *functions.values()})
     seeds.register(is_plain_cpu)
     assert registered == (wanted | drawn if is_plain_cpu else wanted)
+
+    # SGLang only logs what it cannot hook.
+    monkeypatch.setattr(HookRegistry, "_patched", {multinomial})
+    with pytest.raises(RuntimeError, match=r"did not hook .*Sampler\._sample_from_probs"):
+        seeds.register(is_plain_cpu)
 
 
 @pytest.mark.parametrize(

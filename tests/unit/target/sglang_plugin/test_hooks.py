@@ -23,7 +23,7 @@ from presift.target.sglang_plugin import hooks  # noqa: E402
 from presift.target.sglang_plugin.hooks import Plugin, missing_hooks  # noqa: E402
 from presift.target.sglang_plugin.ranks import Ranks  # noqa: E402
 from presift.target.sglang_plugin.sglang_names import TESTED, installed  # noqa: E402
-from presift.target.sglang_plugin.states import PassthroughState, Report, ScoringState  # noqa: E402
+from presift.target.sglang_plugin.states import DecodeState, PassthroughState, Report, ScoringState  # noqa: E402
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed, groups_of, on_ranks  # noqa: E402
 
@@ -845,6 +845,12 @@ def test_chunks_are_not_cached_without_keep_full_prefix(plugin: Plugin, state: A
         lambda *_, **kwargs: calls.append(("cached", kwargs)), Request("a", state), tree, chunked=True
     )
     assert calls == [("cached" if is_kept else "advanced", {"chunked": True})]
+    if isinstance(state, DecodeState):
+        # Otherwise SGLang reads the same chunk again and again, and each time in new slots.
+        failed = Request("b", state)
+        failed.skip_radix_cache_insert = True
+        plugin.around_maybe_cache_unfinished_req(lambda *_, **__: calls.append("cached"), failed, tree)
+        assert calls[1:] == [("advanced", {})]
 
 
 @pytest.mark.parametrize(
