@@ -26,8 +26,8 @@ class PromptOptions(TypedDict, total=False):
 
     KV, on routes that drop KV: `kv_selection` is "target_lookahead" or "draft_mask". `kv_lookahead` is who makes the
     lookahead: "draft", "target" (the answer itself, whose first `first_full_tokens` are generated on the full KV) or
-    "auto". Every `renew_every` tokens (0: never), or sooner if they mention something new of the prompt, the target
-    selects anew by the newest `renew_window` tokens.
+    "auto". Every `renew_every` tokens (0: never), or sooner after a token that is rare in the prompt and new in the
+    answer, the target selects anew by the newest `renew_window` tokens.
     `continue_prompt_tokens` is the `prompt_tokens` of an earlier decision whose prompt this one begins with (on "auto"
     too). If that selection is no longer known, the prompt is treated as a new one, and the decision's detail says so.
     """

@@ -30,8 +30,8 @@ export type RouteName = Exclude<Lowercase<keyof typeof Route>, "unspecified">;
  * the smallest capacity that reaches it, between `autoMinTokens` and `autoMaxTokens`.
  *
  * KV, on routes that drop KV: `kvLookahead` is who makes the lookahead: "draft", "target" (the answer itself, whose
- * first `firstFullTokens` are generated on the full KV) or "auto". Every `renewEvery` tokens (0: never), or sooner if
- * they mention something new of the prompt, the target selects anew, by the newest `renewWindow` tokens.
+ * first `firstFullTokens` are generated on the full KV) or "auto". Every `renewEvery` tokens (0: never), or sooner after
+ * a token that is rare in the prompt and new in the answer, the target selects anew, by the newest `renewWindow` tokens.
  * `continuePromptTokens` is the `promptTokens` of an earlier decision whose prompt this one begins with (on "auto" too).
  * `deadlineMs` is for the whole call; `signal` cancels it at every service.
  */

@@ -181,21 +181,26 @@ def _range(words: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=_folder, required=True, help="of the model that answers, on both sides")
-    parser.add_argument("--draft", type=_folder, required=True, help="of presift's draft")
-    parser.add_argument("--results", type=Path, required=True, help="folder; cells that it has are not run again")
+    parser.add_argument("--target", type=_folder, required=True, help="folder of both sides' target model")
+    parser.add_argument("--draft", type=_folder, required=True, help="folder of the draft model")
+    parser.add_argument("--results", type=Path, required=True, help="folder of results; finished cells stay")
     parser.add_argument("--rates", type=_rates, default="0.1,0.5,inf", help="requests per second; inf: all at once")
-    parser.add_argument("--routes", type=_words(["auto", *Route]), default="auto", help="of presift")
+    parser.add_argument("--routes", type=_words(["auto", *Route]), default="auto", help="presift's routes to measure")
     parser.add_argument("--no-sglang", dest="sglang", action="store_false", help="run only presift")
-    parser.add_argument("--generators", type=_words(list(GENERATORS)), default="bench_serving")
-    parser.add_argument("--repetitions", type=int, default=3, help="fresh processes of each cell")
-    parser.add_argument("--count", type=int, default=40, help="requests of the trace")
-    parser.add_argument("--tokens", type=_range, default="5000,8000", help="of its long documents: least, most")
-    parser.add_argument("--answer", type=int, default=64, help="tokens of each answer")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--budget", type=json.loads, default={}, help="of presift's requests, as JSON of its Budget")
+    parser.add_argument(
+        "--generators",
+        type=_words(list(GENERATORS)),
+        default="bench_serving",
+        help="or aiperf, or both",
+    )
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each cell, each with fresh processes")
+    parser.add_argument("--count", type=int, default=40, help="number of requests in the trace")
+    parser.add_argument("--tokens", type=_range, default="5000,8000", help="least and largest long document")
+    parser.add_argument("--answer", type=int, default=64, help="number of tokens of each answer")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the trace")
+    parser.add_argument("--budget", type=json.loads, default={}, help="presift's Budget, as JSON")
     for name, kind in _ENGINE.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="of both engines; see presift.target --help")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="as for python -m presift.target")
     return parser
 
 

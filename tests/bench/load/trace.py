@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,13 +48,12 @@ def words_of(tokens: int, count: Count) -> int:
     return round(tokens * words / longest)
 
 
-def write(folder: Path, requests: list[Body], count: Count) -> str:
-    """Write the requests and, in `prompt_tokens.json`, the length of each prompt. Returns a digest of the requests."""
+def write(folder: Path, requests: list[Body], count: Count) -> None:
+    """Write the requests and, in `prompt_tokens.json`, the length of each prompt."""
     text = "".join(json.dumps(body) + "\n" for body in requests)
     (folder / "requests.jsonl").write_text(text)
     lengths = [count(body["messages"]) for body in requests]
     (folder / "prompt_tokens.json").write_text(json.dumps(lengths) + "\n")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def prompt_tokens(folder: Path) -> list[int]:

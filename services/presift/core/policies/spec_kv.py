@@ -34,9 +34,9 @@ class SpecKv(Policy):
     fewer than `capacity` may be kept: as many as the draft's mask would need, with either selection.
 
     The first `first_full_tokens` of an answer are generated on the full KV. From then on, the target selects anew by
-    the newest `renew_window` tokens: after `renew_every` tokens (0: never), or sooner if they mention something new of
-    the prompt. With `first_full_tokens`, TARGET_LOOKAHEAD and no `lookahead_tokens`, the answer's own beginning is the
-    lookahead, and no draft is needed.
+    the newest `renew_window` tokens: after `renew_every` tokens (0: never), or sooner after a token that occurs at most
+    8 times in the prompt and not among the last `renew_window` of the answer. With `first_full_tokens`,
+    TARGET_LOOKAHEAD and no `lookahead_tokens`, the answer's own beginning is the lookahead, and no draft is needed.
     """
 
     route: ClassVar[Route] = Route.SPEC_KV

@@ -228,7 +228,7 @@ class KvOptions:
 
     `continue_prompt_tokens` reuses the selection that was made for that many first tokens of the prompt.
     `first_full_tokens`, of the target's lookahead, asks for that lookahead. The target selects anew every `renew_every`
-    generated tokens (0: never), or sooner if they mention something new of the prompt, by the newest `renew_window`.
+    generated tokens (0: never), or sooner after one that is rare in the prompt, by the newest `renew_window`.
     """
 
     selection: KvSelection | None = None

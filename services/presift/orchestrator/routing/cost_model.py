@@ -71,8 +71,8 @@ class StageCosts:
     (the scoring rows after the tokens that they select from); one decode step (as a reading of the KV tokens held).
 
     `contention` applies while draft and target work at the same time: the share of the shorter work that is not hidden
-    by the longer one, 0..1. `early_renewals` are those per generated token that come beside the interval's, because the
-    answer mentions something new of its prompt.
+    by the longer one, 0..1. `early_renewals` are those per generated token that come beside the interval's: after a
+    rare token of the prompt, or after coverage fell.
     """
 
     draft: CostCurve = DRAFT_SEED

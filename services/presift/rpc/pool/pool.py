@@ -29,7 +29,7 @@ RESOLVE_EVERY_S = 5.0
 _INFO_TIMEOUT_S = 5.0
 _RESTART_S = 1.0
 # A replica whose address is gone is used for so many seconds at most: others of another kind are the reference by then.
-_LEAVING_S = MINORITY_S + 30.0
+_WITHDRAWN_S = MINORITY_S + 30.0
 # A replica's circuit breaker opens after so many failures in a row, for so many seconds.
 FAILURES, OPEN_S = 5, 5.0
 
@@ -51,7 +51,7 @@ class ReplicaPool(Generic[S, I]):
         self._resolve_every_s = resolve_every_s
         self._replicas: dict[str, Replica[S, I]] = {}
         # Their addresses are gone; the value is when they are removed at the latest.
-        self._leaving: dict[str, float] = {}
+        self._withdrawn: dict[str, float] = {}
         self._clock = clock
         self._removed: list[Replica[S, I]] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -197,38 +197,39 @@ class ReplicaPool(Generic[S, I]):
         return ""
 
     def _set_addresses(self, addresses: Iterable[str]) -> None:
-        """Add replicas so that there is one for each of these addresses. The others are leaving."""
+        """Add replicas so that there is one for each of these addresses. The others are withdrawn."""
         wanted = set(addresses)
-        last = self._clock() + _LEAVING_S
-        self._leaving = {each: self._leaving.get(each, last) for each in self._replicas if each not in wanted}
+        last = self._clock() + _WITHDRAWN_S
+        self._withdrawn = {each: self._withdrawn.get(each, last) for each in self._replicas if each not in wanted}
         new = sorted(wanted - set(self._replicas))
         for address in new:
             self._replicas[address] = self._connect(address)
             if self._tasks:
                 self._watch_one(address)
-        if new or self._leaving:
+        if new or self._withdrawn:
             self._ring = ReplicaRing(self._replicas)
             self._compare()
 
-    def _remove_leaving(self) -> None:
+    def _remove_withdrawn(self) -> None:
         """Remove them once all others were tried and one of these is usable, or when their time is over. Connecting
         takes a while, and a name whose addresses have all changed would have no replica until then."""
-        others = self._staying()
+        others = self._current()
         are_others_ready = all(each.was_tried for each in others) and any(each.is_usable for each in others)
-        ended = [each for each, last in self._leaving.items() if are_others_ready or self._clock() >= last]
+        ended = [each for each, last in self._withdrawn.items() if are_others_ready or self._clock() >= last]
         if not ended:
             return
         if not are_others_ready:
-            log.warning("%s: the addresses %s are gone, and no other is usable", self._service.role, ", ".join(ended))
+            role, seconds = self._service.role, _WITHDRAWN_S
+            log.warning("%s: %s removed, without an address for %.0f s", role, ", ".join(ended), seconds)
         for address in ended:
-            del self._leaving[address]
+            del self._withdrawn[address]
             self._removed.append(self._replicas.pop(address))
             if address in self._tasks:
                 self._tasks.pop(address).cancel()
         self._ring = ReplicaRing(self._replicas)
 
-    def _staying(self) -> list[Replica[S, I]]:
-        return [self._replicas[address] for address in sorted(self._replicas) if address not in self._leaving]
+    def _current(self) -> list[Replica[S, I]]:
+        return [self._replicas[address] for address in sorted(self._replicas) if address not in self._withdrawn]
 
     def _connect(self, address: str) -> Replica[S, I]:
         channel, stub = self._service.connect(address, self.is_alone)
@@ -249,11 +250,11 @@ class ReplicaPool(Generic[S, I]):
 
     def _compare(self, *, is_late: bool = False) -> None:
         """Choose or review the reference, and compare all known replicas with it. It is chosen once all replicas were
-        tried, or if `is_late`. Those that leave have no say, unless they are all that is known."""
+        tried, or if `is_late`. Withdrawn replicas do not influence it unless no other is known."""
         by_address = [self._replicas[address] for address in sorted(self._replicas)]
         known = [(each, each.known.info) for each in by_address if each.known is not None]
-        staying = [(each, info) for each, info in known if each.address not in self._leaving] or known
-        allowed = [info for _, info in staying if not self._service.refusal(info)]
+        current = [(each, info) for each, info in known if each.address not in self._withdrawn] or known
+        allowed = [info for _, info in current if not self._service.refusal(info)]
         if is_late or all(each.was_tried for each in by_address):
             self._reference.choose(allowed)
         difference = self._reference.review(allowed)
@@ -266,7 +267,7 @@ class ReplicaPool(Generic[S, I]):
             each.unused = unused
         if difference:
             self._record_switch(difference)
-        self._remove_leaving()
+        self._remove_withdrawn()
         self._changed.set()
 
     def _record_switch(self, difference: str) -> None:

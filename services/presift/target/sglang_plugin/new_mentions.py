@@ -25,31 +25,30 @@ _LEAST_TOKENS = 4
 
 @dataclass(slots=True)
 class NewMentions:
-    """Follows one answer to `prompt`. `selected`: mentions among so many first tokens of the answer do not count,
-    because the newest selection has read them."""
+    """Follows one answer to `prompt`. Its tokens before `begin` do not count: the newest selection has read them, or
+    nothing may be due before."""
 
     prompt: array[int] = field(repr=False)
-    selected: int = 0
+    begin: int = 0
     _seen: int = 0
     _is_found: bool = False
     # int64[rare tokens], ascending. Counted when it is first needed: most requests are never renewed.
     _rare: NDArray[np.int64] | None = field(default=None, repr=False)
 
-    def restart(self, selected: int) -> None:
-        """Count only mentions after the first `selected` tokens of the answer."""
-        self.selected, self._is_found = selected, False
+    def restart(self, begin: int) -> None:
+        """Count only the tokens of the answer from `begin` on."""
+        self.begin, self._is_found = begin, False
 
-    def are_due(self, answer: Sequence[int], window: int) -> bool:
-        """Whether `answer`, all tokens generated so far, has a new mention that the newest selection has not read, and
-        at least `_LEAST_TOKENS` tokens that it has not read.
+    def observe(self, answer: Sequence[int], window: int) -> bool:
+        """Whether `answer`, all tokens generated so far, has a new mention and `_LEAST_TOKENS` tokens from `begin` on.
 
         A token is new if it is not among the `window` tokens before it. Each token is looked at once.
         """
-        for place in range(max(self._seen, self.selected), len(answer)):
+        for place in range(max(self._seen, self.begin), len(answer)):
             is_new = answer[place] not in answer[max(0, place - window) : place]
             self._is_found = self._is_found or (is_new and self._is_rare(answer[place]))
         self._seen = len(answer)
-        return self._is_found and len(answer) - self.selected >= _LEAST_TOKENS
+        return self._is_found and len(answer) - self.begin >= _LEAST_TOKENS
 
     def _is_rare(self, token: int) -> bool:
         """Whether the prompt has `token`, and at most `_RARE` times."""

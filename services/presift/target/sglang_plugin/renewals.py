@@ -161,9 +161,9 @@ class Renewals:
             return False
         generated = len(request.output_ids)
         remaining = request.sampling_params.max_new_tokens - generated
-        is_due = generated >= state.next_renewal
-        if not state.is_full:
-            is_due = state.mentions.are_due(request.output_ids, state.plan.policy.renew_window) or is_due
+        is_mention = state.mentions.observe(request.output_ids, state.plan.policy.renew_window)
+        # On the full KV the answer has all that it can mention.
+        is_due = generated >= state.next_renewal or (is_mention and not state.is_full)
         ends = request.finished() or request.to_finish is not None or remaining < _LEAST_REMAINING
         # What the tree holds of the request's row stays until a token was generated behind it.
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len

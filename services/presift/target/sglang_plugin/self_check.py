@@ -49,8 +49,8 @@ _LIKELY = 5
 # 30, and rounding depends on the shapes of a batch: 8 bits of a bfloat16 logit leave 0.06.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 # By how much keys at the same position may differ, as `difference` counts. The rounding of bfloat16 leaves 0.003, and
-# noise of 3 % of a key (quantised activations) 0.05. A shift of 64 positions that is missing makes 0.2 to 0.5, and 0.09
-# if only a quarter of a head is rotated.
+# noise of 3 % of a key (quantised activations) 0.05. A shift of 64 positions that is missing makes 0.16 to 0.43, and
+# 0.09 if only a quarter of a head is rotated.
 _KEY_TOLERANCE = 0.07
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ class QueuedIds:
 
 
 def withdraw(scheduler: Any, requests: Collection[Any]) -> None:
-    """Take requests of the plugin's own out of SGLang, in one walk of its queue."""
+    """Remove the plugin's own `requests` from the queue, in one walk, and abort the one in chunked prefill."""
     if not requests:
         return
     gone = {id(request) for request in requests}

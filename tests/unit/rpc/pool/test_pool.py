@@ -154,7 +154,7 @@ async def test_a_replica_without_an_address_leaves_in_any_case(build, dns, chann
     channels["c:1"].state = AWAY
     dns.append(("c:1",))
     await settle(lambda: len(fleet.statuses()) == 3)
-    now[0] = fleet_module._LEAVING_S - 1
+    now[0] = fleet_module._WITHDRAWN_S - 1
     await asyncio.sleep(0.05)
     assert addresses(fleet) == ["a:1", "b:1"]
     now[0] += 1
@@ -186,7 +186,7 @@ async def test_an_address_that_comes_back_stays(build, dns, channels):
     dns.append(("c:1",))
     await settle(lambda: len(fleet.statuses()) == 3)
     dns.append(("a:1", "c:1"))
-    await settle(lambda: set(fleet._leaving) <= {"b:1"})
+    await settle(lambda: set(fleet._withdrawn) <= {"b:1"})
     channels["c:1"].move(READY)
     await settle(lambda: addresses(fleet) == ["a:1", "c:1"] and channels["b:1"].closed)
     assert not channels["a:1"].closed

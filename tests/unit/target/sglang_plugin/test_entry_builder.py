@@ -534,7 +534,7 @@ def test_answers_begin_with_what_the_target_accepted_of_the_lookahead(rig: Rig) 
     assert [begin(rig, request) for request in (later, full, running)] == [False] * 3
     assert rig.scheduler.streamed == rig.scheduler.reasoned == [first, again]
     # Until a token was decoded, SGLang may insert the row into its tree.
-    assert (first.state.next_renewal, first.state.mentions.selected) == (3, 2)
+    assert (first.state.next_renewal, first.state.mentions.begin) == (3, 2)
     rig.builder.on_tree_reset()
     assert not begin(rig, caller("g"))
 
@@ -639,7 +639,7 @@ def test_a_retracted_request_is_renewed_after_its_next_token_and_not_before(rig:
     request.retraction_count, request.output_ids = 1, [50, 51, 52, 53, 1]
     rig.queue.append(request)
     rig.admit(request)
-    assert (request.state.next_renewal, request.state.mentions.selected) == (6, 5)
+    assert (request.state.next_renewal, request.state.mentions.begin) == (6, 5)
 
 
 def test_a_tree_reset_unlocks_nothing(rig: Rig) -> None:

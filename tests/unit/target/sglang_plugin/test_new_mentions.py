@@ -40,21 +40,21 @@ def test_a_new_mention_is_a_rare_token_that_the_answer_has_not_had_lately(
 ) -> None:
     mentions = NewMentions(PROMPT)
     mentions.restart(selected)
-    assert mentions.are_due(answer, WINDOW) is are_due
+    assert mentions.observe(answer, WINDOW) is are_due
 
 
 def test_each_token_is_looked_at_once_and_a_mention_stays_until_the_next_selection() -> None:
     mentions, answer = NewMentions(PROMPT), [COMMON, RARE]
-    assert not mentions.are_due(answer, WINDOW)
-    assert mentions.are_due([*answer, *DULL], WINDOW)
+    assert not mentions.observe(answer, WINDOW)
+    assert mentions.observe([*answer, *DULL], WINDOW)
     # An answer only grows; that it is other tokens here shows that they are not read again.
-    assert mentions.are_due([ABSENT] * 12, WINDOW)
+    assert mentions.observe([ABSENT] * 12, WINDOW)
 
     mentions.restart(12)
-    assert not mentions.are_due([ABSENT] * 20, WINDOW)
+    assert not mentions.observe([ABSENT] * 20, WINDOW)
 
 
 def test_ids_beyond_all_of_the_prompt_and_no_prompt_at_all() -> None:
-    assert not NewMentions(array("q", [1 << 40])).are_due([3, 4, 5, 6, 1 << 41], WINDOW)
-    assert NewMentions(array("q", [1 << 40])).are_due([3, 4, 5, 6, 1 << 40], WINDOW)
-    assert not NewMentions(array("q")).are_due([3, 4, 5, 6], WINDOW)
+    assert not NewMentions(array("q", [1 << 40])).observe([3, 4, 5, 6, 1 << 41], WINDOW)
+    assert NewMentions(array("q", [1 << 40])).observe([3, 4, 5, 6, 1 << 40], WINDOW)
+    assert not NewMentions(array("q")).observe([3, 4, 5, 6], WINDOW)

@@ -511,8 +511,9 @@ export type KvOptions = Message$1<"presift.v1.KvOptions"> & {
 
   /**
    * renew_every is the number of generated tokens after which the target selects KV anew, from the full prefix in its
-   * radix cache; sooner if they mention something new of the prompt. 0 selects once. Above 0 it is rejected together
-   * with keep_full_prefix = false. A later turn (continue_prompt_tokens) begins with the first selection.
+   * radix cache; sooner when the answer generates a token that occurs at most 8 times in the prompt and not among its
+   * last renew_window tokens. 0 selects once. Above 0 it is rejected together with keep_full_prefix = false. A later
+   * turn (continue_prompt_tokens) begins with the first selection.
    *
    * @generated from field: optional uint32 renew_every = 6;
    */
@@ -1661,7 +1662,7 @@ export type StageSpeed = Message$1<"presift.v1.StageSpeed"> & {
 
   /**
    * early_renewals is the number of renewals of KV per generated token beside those of renew_every, 0..0.25. They come
-   * where an answer mentions something new of its prompt. 0 except for "decoding".
+   * after a rare token of the prompt (see KvOptions.renew_every), and after coverage fell. 0 except for "decoding".
    *
    * @generated from field: double early_renewals = 10;
    */

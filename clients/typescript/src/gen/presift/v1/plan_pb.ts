@@ -316,8 +316,8 @@ export type SpecKv = Message<"presift.v1.SpecKv"> & {
 
   /**
    * renew_every is the number of generated tokens after which the target selects KV pairs anew, from the full prefix in
-   * its radix cache and by the newest renew_window tokens; sooner if they mention something new of the prompt. 0 (the
-   * default) selects once.
+   * its radix cache and by the newest renew_window tokens; sooner when the answer generates a token that occurs at most 8
+   * times in the prompt and not among its last renew_window tokens. 0 (the default) selects once.
    *
    * @generated from field: optional uint32 renew_every = 10;
    */
