@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import re
-import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 import httpx
-from peers.answering import PeerAnswer, end, failed, peak_mib, refused
+import stock_sglang
+from peers.answering import PeerAnswer, failed, peak_mib, refused
 from peers.passages import plain
 
-from presift.cache import die_with_parent
 from presift.models.folder import ModelFolder
-from presift.target import sglang_plugin
-from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
+from presift.target.sglang.arguments import SglangOptions
 
-_START_S = 600.0
-_ERROR = re.compile(r"^[\w.]*(Error|Exception)\b")
 # The time that one answer may take.
 _ANSWER_S = 3600.0
 
@@ -134,73 +126,25 @@ async def started(folder: ModelFolder) -> AsyncIterator[PlainSglang]:
 
     Raises ValueError if it does not start.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "presift.target.stock_server", *flags(folder), "--port", str(port)]
     with TemporaryFile() as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, die_with_parent.__file__, str(os.getpid()), *command,
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment(folder), start_new_session=True,
-        )  # fmt: skip
+        url, process = stock_sglang.launch(SglangOptions(folder, kv_dropping=False), log)
         try:
-            async with asked(f"http://127.0.0.1:{port}", process, log) as peer:
+            await asyncio.to_thread(stock_sglang.wait_until_healthy, url, process, log)
+            async with asked(url, process.pid) as peer:
                 yield peer
         finally:
-            end(process.pid)
-            await process.wait()
+            await asyncio.to_thread(stock_sglang.end, process)
 
 
 @asynccontextmanager
-async def asked(
-    address: str, process: asyncio.subprocess.Process | None = None, log: IO[bytes] | None = None
-) -> AsyncIterator[PlainSglang]:
-    """The server at `address`, once it is healthy and has answered a first prompt, which is not measured."""
-    peer = PlainSglang(address, None if process is None else process.pid)
+async def asked(address: str, pid: int | None = None) -> AsyncIterator[PlainSglang]:
+    """The server at `address`, once it has answered a first prompt, which is not measured. Raises ValueError if no
+    healthy server is there."""
+    if not await asyncio.to_thread(stock_sglang.is_healthy, address):
+        raise ValueError(f"sglang-address is {address}, where no healthy SGLang answers")
+    peer = PlainSglang(address, pid)
     try:
-        await _wait_until_healthy(address, process, log)
         await peer.answer([{"role": "user", "content": "Hello."}], None, 2)
         yield peer
     finally:
         await peer.close()
-
-
-def flags(folder: ModelFolder) -> list[str]:
-    """The arguments that presift's target gives SGLang, as flags of its server."""
-    found = []
-    for name, value in server_arguments(_options(folder)).items():
-        if value is not False:
-            found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return found
-
-
-def environment(folder: ModelFolder) -> Mapping[str, str]:
-    """That of presift's target, with the plugin switched off."""
-    found = dict(os.environ)
-    set_environment(_options(folder), found)
-    return found | {sglang_plugin.SWITCH: "0"}
-
-
-def _options(folder: ModelFolder) -> SglangOptions:
-    return SglangOptions(folder, kv_dropping=False)
-
-
-async def _wait_until_healthy(address: str, process: asyncio.subprocess.Process | None, log: IO[bytes] | None) -> None:
-    deadline = time.monotonic() + _START_S
-    async with httpx.AsyncClient(timeout=5.0) as http:
-        while time.monotonic() < deadline:
-            if process is not None and process.returncode is not None:
-                break
-            with contextlib.suppress(httpx.HTTPError):
-                if (await http.get(f"{address}/health")).status_code == httpx.codes.OK:
-                    return
-            if process is None:
-                raise ValueError(f"sglang-address is {address}, where no healthy SGLang answers")
-            await asyncio.sleep(0.5)
-    assert log is not None and process is not None
-    log.seek(0)
-    lines = log.read().decode(errors="replace").strip().split("\n")
-    # The process that failed says why; the last lines are those of the processes that end because of it.
-    said = [line for line in lines if _ERROR.search(line)] or lines
-    what = "ended while it started" if process.returncode is not None else f"did not start within {_START_S:.0f} s"
-    raise ValueError(f"plain SGLang {what}: {said[-1]}")

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,7 @@ from load.generators import GENERATORS
 from load.table import Cell, median, routes, row, rows, table
 from load.trace import bodies, prompt_tokens, words_of, write
 
-from presift.models.folder import ModelFolder
 from presift.orchestrator.api.http.schema.bodies import ChatBody
-from presift.target.sglang.arguments import SglangOptions
 
 REPORTS = Path(__file__).parent / "load_reports"
 RECORDED = {name: json.loads((REPORTS / f"{name}.json").read_text()) for name in GENERATORS}
@@ -203,16 +200,6 @@ def test_a_wrong_option_is_refused(words, tmp_path, capsys):
     with pytest.raises(SystemExit):
         options(tmp_path, words)
     assert words.split("=", maxsplit=1)[0] in capsys.readouterr().err
-
-
-def test_sglangs_server_gets_the_settings_of_presifts_engine(tmp_path):
-    (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
-    folder = ModelFolder(tmp_path, "a", "none", "")
-    flags = servers.sglang_flags(SglangOptions(folder, kv_pool_tokens=9000, threads=1, kv_dropping=False))
-    pairs = dict(pairwise(flags))
-    assert pairs["--max-total-tokens"] == "9000" and pairs["--chunked-prefill-size"] == "512"
-    assert pairs["--attention-backend"] == "torch_native" and "--sleep-on-idle" in flags
-    assert not {"--disable-radix-cache", "--tool-call-parser", "--trust-remote-code", "False", "True"} & set(flags)
 
 
 def test_the_routes_that_were_applied_are_read_from_the_metrics():

@@ -1,17 +1,12 @@
 """The peer that asks SGLang's own server."""
 
-import asyncio
 import itertools
-import sys
-from tempfile import TemporaryFile
 from types import SimpleNamespace
 
 import pytest
 from peers import plain_sglang
 from peers.plain_sglang import PlainSglang
 
-from presift.models.folder import ModelFolder
-from presift.target import sglang_plugin
 from presift_client import InternalError, InvalidRequest
 
 from ...fake_sglang import EVENTS, TOKENS, FakeSglang
@@ -74,23 +69,3 @@ async def test_an_address_without_a_server():
     with pytest.raises(ValueError, match=r"sglang-address is http://127.0.0.1:1, where no healthy SGLang answers"):
         async with plain_sglang.asked("http://127.0.0.1:1"):
             pass
-
-
-def test_the_server_has_the_targets_settings_and_no_plugin(tmp_path, monkeypatch):
-    monkeypatch.setenv(sglang_plugin.SWITCH, "1")
-    (tmp_path / "config.json").write_text('{"architectures": ["Qwen2ForCausalLM"]}')
-    folder = ModelFolder(tmp_path, "m", "revision", "fingerprint")
-    flags = plain_sglang.flags(folder)
-    assert flags[:2] == ["--model-path", str(tmp_path)]
-    assert flags[flags.index("--chunked-prefill-size") + 1] == "512" and "--disable-cuda-graph" in flags
-    assert "--disable-radix-cache" not in flags and "--trust-remote-code" not in flags and "False" not in flags
-    assert plain_sglang.environment(folder)[sglang_plugin.SWITCH] == "0"
-
-
-async def test_a_server_that_ends_before_it_is_healthy():
-    with TemporaryFile() as log:
-        code = "raise SystemExit('no room for the weights')"
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stderr=log)
-        with pytest.raises(ValueError, match=r"plain SGLang ended while it started: no room for the weights"):
-            async with plain_sglang.asked("http://127.0.0.1:1", process, log):
-                pass
