@@ -35,6 +35,23 @@ MOST_ENGINES = 3
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Seen only where this folder is named: `pytest tests/e2e/spec_kv --engine tensor_parallel=2`."""
+    parser.addoption(
+        "--engine",
+        action="append",
+        default=[],
+        type=_engine_option,
+        metavar="NAME=NUMBER",
+        help="an option of the engines over tiny models, where a test does not set it",
+    )
+
+
+def _engine_option(words: str) -> tuple[str, int]:
+    name, _, value = words.partition("=")
+    return name, int(value)
+
+
 @dataclass
 class Driver:
     """An engine, and the few things that tests do with it."""
@@ -102,15 +119,16 @@ def policy_of() -> Callable[[dict[str, Any], int], SpecKv]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def start(tiny_model: Callable[[str], Path]) -> AsyncIterator[Callable[..., Any]]:
+async def start(tiny_model: Callable[[str], Path], request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Any]]:
     """(model, **options) -> a Driver of a started engine; the same arguments share one. All are stopped at the end, and
     before another starts the one that was not used for longest, if there are MOST_ENGINES.
     """
+    everywhere = dict(request.config.getoption("--engine", default=[]))
     running: dict[tuple[Any, ...], Driver] = {}
     last_used: dict[tuple[Any, ...], int] = {}
 
     async def get(name: str = "tinyq", **options: Any) -> Driver:
-        chosen = {"kv_pool_tokens": POOL_TOKENS, "prefill_chunk_tokens": 128, "threads": 1} | options
+        chosen = {"kv_pool_tokens": POOL_TOKENS, "prefill_chunk_tokens": 128, "threads": 1} | everywhere | options
         key = (name, *sorted(chosen.items()))
         if key not in running:
             if len(running) == MOST_ENGINES:

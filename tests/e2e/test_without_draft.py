@@ -76,7 +76,8 @@ def test_longer_answers_begin_like_full_and_drop_kv(client: Client) -> None:
     for dropping in (once, renewed):
         assert dropping.token_ids[:FIRST] == full.token_ids[:FIRST]
         assert dropping.usage.kv_tokens == CAPACITY + 1 == dropping.decision.kv_tokens
-    assert (once.usage.renewals, renewed.usage.renewals) == (1, pytest.approx(3, abs=1))
+    # After twelve tokens, or after four that mention something new of the prompt.
+    assert once.usage.renewals == 1 and 2 <= renewed.usage.renewals <= 11
     assert (renewed.decision.renew_every, renewed.decision.renew_window) == (12, 16)
 
 

@@ -6,6 +6,7 @@ SGLang's checker of their consensus is on: it ends the engine when the ranks' sc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,18 @@ def run_scheduler(*args, **kwargs):
         return most_likely(processor, states, *args)
 
     entry_pins._copy, KvSelector.add, attention.most_likely = failing_copy, failing_add, failing_most_likely
+    processes.run_scheduler(*args, **kwargs)
+"""
+
+# Rank 1 alone never renews.
+DIVERGING = """
+import torch
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin.renewals import Renewals
+    is_due = Renewals._is_due
+    Renewals._is_due = lambda self, request: torch.distributed.get_rank() == 0 and is_due(self, request)
     processes.run_scheduler(*args, **kwargs)
 """
 
@@ -222,6 +235,45 @@ async def test_what_fails_on_one_rank_fails_on_both(
             for lookahead, accepted in ((full, 0), (full[:8], 8)):
                 _, end = await driver.answer(ids, plan(64, lookahead=tuple(lookahead)), max_new_tokens=12)
                 assert end.accepted_tokens == accepted
+        await _fail_among_others(driver, plan, prompt)
         assert await ledger(driver) == all_slots
+    finally:
+        await driver.engine.stop()
+
+
+async def _fail_among_others(driver: Driver, plan: Any, prompt: Any) -> None:
+    """Requests that fail on one rank, beside others that are answered or aborted."""
+    prompts = [prompt(510 + seed, 200 + 60 * seed) for seed in range(3)]
+    expected = [(await driver.answer(ids, plan(64), max_new_tokens=12))[0] for ids in prompts]
+
+    async def request(number: int) -> None:
+        seed, salt = number % 3, f"salt {number % 5}"
+        if number % 4 == 0:
+            with pytest.raises(PresiftError, match="MemoryError"):
+                await driver.answer(prompts[seed], plan(40), salt=salt)
+        elif number % 4 == 1:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05 * (number % 7)):
+                    await driver.answer(prompts[seed], plan(64), salt=salt, max_new_tokens=200)
+        else:
+            assert (await driver.answer(prompts[seed], plan(64), salt=salt, max_new_tokens=12))[0] == expected[seed]
+
+    async with asyncio.timeout(4 * PATIENCE_S):
+        await asyncio.gather(*(request(number) for number in range(24)))
+
+
+async def test_ranks_that_part_are_noticed(
+    tiny_model: Callable[[str], Path], renewing: Any, prompt: Any, run_as_scheduler: Callable[[str], None]
+) -> None:
+    run_as_scheduler(DIVERGING)
+    options = SglangOptions(
+        resolve(str(tiny_model("tinyq"))), dtype="float32", kv_pool_tokens=POOL_TOKENS, threads=1, tensor_parallel=2
+    )
+    driver = Driver(SglangEngine(options))
+    try:
+        await driver.engine.start()
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(PresiftError):
+                await driver.answer(prompt(520, 300), renewing(64), max_new_tokens=60)
     finally:
         await driver.engine.stop()
