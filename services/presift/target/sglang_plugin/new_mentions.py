@@ -53,7 +53,7 @@ class NewMentions:
     def _is_rare(self, token: int) -> bool:
         """Whether the prompt has `token`, and at most `_RARE` times."""
         if self._rare is None:
-            found, counts = np.unique(np.frombuffer(self.prompt, dtype=np.int64), return_counts=True)
+            found, counts = np.unique(np.asarray(self.prompt, dtype=np.int64), return_counts=True)
             self._rare = found[counts <= _RARE]
         place = int(np.searchsorted(self._rare, token))
         return place < len(self._rare) and int(self._rare[place]) == token
