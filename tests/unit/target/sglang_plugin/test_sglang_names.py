@@ -70,7 +70,7 @@ def test_the_proposals_say_how_many_hooks_stay() -> None:
     gone, hooks = fates.count("goes"), len(plugin_functions(NEWEST))
     assert set(fates) == {"goes", "stays", "stay"}
     assert gone + fates.count("stays") == hooks
-    assert f"make {gone} of the {hooks} hooks needless, so that {hooks - gone} stay" in " ".join(page.split())
+    assert f"make {gone} of the {hooks} hooks unnecessary, so that {hooks - gone} stay" in " ".join(page.split())
 
 
 def test_the_proposals_name_tests_that_exist() -> None:
