@@ -1,7 +1,7 @@
 """Try a version of SGLang: `canary.py VERSION_OR_WHEEL [TEST ...]`, or `make sglang-canary SGLANG=VERSION`.
 
 Unpacks the wheel, without its dependencies, in front of the installed packages. Compares the functions that presift
-hooks, and the functions and attributes that it uses besides (called_names.py), with functions.json, and runs tests
+hooks, and the functions and attributes that it uses besides (used_names.py), with functions.json, and runs tests
 (default: those of dropping KV and of seeds) on that version. The exit status is the sum of 1 (some are gone or changed)
 and 2 (tests failed), or 4 (no such wheel).
 
@@ -22,9 +22,9 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from called_names import called_names
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
+from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import hooked_functions
 
@@ -34,7 +34,7 @@ TESTS = ["tests/e2e/spec_kv", "tests/unit/target/sglang/test_seeds.py"]
 # The sections of a version in the manifest, and what they list.
 SECTIONS: dict[str, Callable[[str], list[str]]] = {
     "hooked": lambda version: list(hooked_functions(version).values()),
-    "called": called_names,
+    "used": used_names,
 }
 GONE_OR_CHANGED, TESTS_FAILED, NO_WHEEL = 1, 2, 4
 

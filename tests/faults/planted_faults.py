@@ -996,8 +996,8 @@ FAULTS: tuple[Planted, ...] = (
         "Plugin: an answer that mentions something new is renewed at once",
         "renewals come by their interval alone",
         f"{PLUGIN}/renewals.py",
-        " or (is_mention and not state.is_full)",
-        "",
+        "        if not is_due and not state.is_full:\n",
+        "        if False:\n",
         (f"{UNIT}/target/sglang_plugin/test_renewals.py::test_a_new_mention_makes_a_renewal_due",),
     ),
     Planted(

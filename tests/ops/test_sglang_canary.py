@@ -10,17 +10,17 @@ from textwrap import dedent
 
 import canary
 import pytest
-from called_names import called_names
 from packaging.version import Version
+from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions, installed
 
-HOOKED, CALLED = list(hooked_functions("9.9").values()), called_names("9.9")
-PATHS = HOOKED + CALLED
+HOOKED, USED = list(hooked_functions("9.9").values()), used_names("9.9")
+PATHS = HOOKED + USED
 RENAMED = "sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req"
 SEEDING = "sglang.srt.layers.sampler.multinomial_with_seed"
-CALLED_CHANGED = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row"
-CALLED_GONE = "sglang.srt.layers.logits_processor.LogitsProcessor._get_logits"
+USED_CHANGED = "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.free_kv_row"
+USED_GONE = "sglang.srt.layers.logits_processor.LogitsProcessor._get_logits"
 CHANGED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset"
 BODY = "if a:\n            return a + 1"
 
@@ -65,7 +65,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "home" / "sglang").mkdir(parents=True)
     monkeypatch.setattr(canary, "MANIFEST", tmp_path / "functions.json")
     known = canary.sections(fake_sglang(tmp_path / "known"), "9.8")
-    assert {section: list(names) for section, names in known.items()} == {"hooked": HOOKED, "called": CALLED}
+    assert {section: list(names) for section, names in known.items()} == {"hooked": HOOKED, "used": USED}
     canary.MANIFEST.write_text(json.dumps({"9.8": known}))
     return tmp_path
 
@@ -82,8 +82,8 @@ PLANTED = {
     RENAMED: ("def add_one_req", "def add_request"),
     SEEDING: ("def multinomial_with_seed", "def seeded_multinomial"),
     CHANGED: ("a + 1", "a + 2"),
-    CALLED_CHANGED: ("a + 1", "a + 2"),
-    CALLED_GONE: ("def _get_logits", "def _logits"),
+    USED_CHANGED: ("a + 1", "a + 2"),
+    USED_GONE: ("def _get_logits", "def _logits"),
 }
 
 
@@ -95,13 +95,13 @@ def test_a_renamed_function_and_a_changed_body_are_told_by_name(home, outcome, c
         f"sglang 9.9: hooked, gone: {SEEDING}",
         f"sglang 9.9: hooked, gone: {RENAMED}",
         f"sglang 9.9: hooked, changed: {CHANGED}",
-        f"sglang 9.9: called, gone: {CALLED_GONE}",
-        f"sglang 9.9: called, changed: {CALLED_CHANGED}",
-        f"== sglang 9.9: 3 of {len(HOOKED)} hooked, 2 of {len(CALLED)} called names differ from 9.8's",
+        f"sglang 9.9: used, gone: {USED_GONE}",
+        f"sglang 9.9: used, changed: {USED_CHANGED}",
+        f"== sglang 9.9: 3 of {len(HOOKED)} hooked, 2 of {len(USED)} used names differ from 9.8's",
     ]
 
 
-@pytest.mark.parametrize("planted", [{}, PLANTED, {CALLED_CHANGED: PLANTED[CALLED_CHANGED]}])
+@pytest.mark.parametrize("planted", [{}, PLANTED, {USED_CHANGED: PLANTED[USED_CHANGED]}])
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_exit_status_is_the_sum(home, outcome, planted, passed):
     outcome[0] = passed
@@ -200,7 +200,7 @@ def test_a_newer_wheel_is_unpacked_again(home):
     path = wheel(fake_sglang(home / "new", PLANTED), "9.9")
     path.touch()
     assert list(canary.digests(canary.unpack(path, cache), PATHS)) == [
-        each for each in PATHS if each not in (RENAMED, SEEDING, CALLED_GONE)
+        each for each in PATHS if each not in (RENAMED, SEEDING, USED_GONE)
     ]
 
 
@@ -232,7 +232,7 @@ def test_the_manifest_has_every_name_of_every_tested_version():
         hooked = list(hooked_functions(version).values())
         assert {section: list(names) for section, names in manifest[version].items()} == {
             "hooked": hooked,
-            "called": called_names(version),
+            "used": used_names(version),
         }
 
 

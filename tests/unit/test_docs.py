@@ -32,6 +32,7 @@ FOREIGN = {
     *("--build", "--rm", "--scale"),  # docker compose
     "--no-deps",  # pip
     "--accept",  # ops/sglang/canary.py
+    "--engine",  # tests/e2e/conftest.py
 }
 # Not settings: what the stock server, the command and its stack read.
 OTHER_VARIABLES = {"PRESIFT_SGLANG_PLUGIN", "PRESIFT_CACHE_URL"}

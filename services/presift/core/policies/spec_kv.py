@@ -22,6 +22,9 @@ _LEAST = {
     "renew_window": 1,
     "first_full_tokens": 0,
 }
+# What shortens the interval of renewals leaves so many tokens between two: each costs about as much as a step on the
+# full KV.
+LEAST_RENEWAL_TOKENS = 4
 _RENEW_WINDOW = 32
 
 

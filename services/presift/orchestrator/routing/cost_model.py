@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from presift.core.policies import Policy
+from presift.core.policies.spec_kv import LEAST_RENEWAL_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ TARGET_SEED = CostCurve(call_ms=20.0, token_ms=3.5, megapair_ms=800.0)
 SELECTION_SEED = CostCurve(call_ms=10.0, token_ms=0.0, megapair_ms=500.0)
 DECODING_SEED = CostCurve(call_ms=50.0, token_ms=0.003, megapair_ms=0.0)
 TYPICAL = TokenWork(1024)
-# Per generated token: by a new mention, the target renews four tokens after a selection or later.
-MOST_EARLY_RENEWALS = 1 / 4
+# Per generated token.
+MOST_EARLY_RENEWALS = 1 / LEAST_RENEWAL_TOKENS
 
 
 def selection_guess(target: CostCurve) -> CostCurve:

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from presift.core.policies.spec_kv import LEAST_RENEWAL_TOKENS
+
 # A token is rare if it occurs at most so often in the prompt. Words of the language occur more often in a long prompt.
 _RARE = 8
-# So many tokens at least lie between a selection and a renewal by a new mention: each renewal costs about as much as a
-# step on the full KV.
-_LEAST_TOKENS = 4
 
 
 @dataclass(slots=True)
@@ -40,7 +39,8 @@ class NewMentions:
         self.begin, self._is_found = begin, False
 
     def observe(self, answer: Sequence[int], window: int) -> bool:
-        """Whether `answer`, all tokens generated so far, has a new mention and `_LEAST_TOKENS` tokens from `begin` on.
+        """Whether `answer`, all tokens generated so far, has from `begin` on a new mention, and at least
+        LEAST_RENEWAL_TOKENS tokens.
 
         A token is new if it is not among the `window` tokens before it. Each token is looked at once.
         """
@@ -48,7 +48,7 @@ class NewMentions:
             is_new = answer[place] not in answer[max(0, place - window) : place]
             self._is_found = self._is_found or (is_new and self._is_rare(answer[place]))
         self._seen = len(answer)
-        return self._is_found and len(answer) - self.begin >= _LEAST_TOKENS
+        return self._is_found and len(answer) - self.begin >= LEAST_RENEWAL_TOKENS
 
     def _is_rare(self, token: int) -> bool:
         """Whether the prompt has `token`, and at most `_RARE` times."""

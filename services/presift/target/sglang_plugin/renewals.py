@@ -17,6 +17,7 @@ import torch
 
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import KvSelection
+from presift.core.policies.spec_kv import LEAST_RENEWAL_TOKENS
 from presift.core.spans import Span
 from presift.target.sglang_plugin.entry_pins import copy_selected
 from presift.target.sglang_plugin.kv_row import can_replace_head, replace_head
@@ -31,8 +32,6 @@ _LEAST_REMAINING = 4
 # A fall of coverage from one renewal to the next by more than this shortens the interval: the answer attends to more
 # places of the prompt than fit, so that a selection is outdated sooner.
 _COVERAGE_FALL = 0.02
-# A shortened interval has at least this many tokens: each renewal costs about as much as a step on the full KV.
-_LEAST_INTERVAL = 4
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +160,9 @@ class Renewals:
             return False
         generated = len(request.output_ids)
         remaining = request.sampling_params.max_new_tokens - generated
-        is_mention = state.mentions.observe(request.output_ids, state.plan.policy.renew_window)
-        # On the full KV the answer has all that it can mention.
-        is_due = generated >= state.next_renewal or (is_mention and not state.is_full)
+        is_due = generated >= state.next_renewal
+        if not is_due and not state.is_full:
+            is_due = state.mentions.observe(request.output_ids, state.plan.policy.renew_window)
         ends = request.finished() or request.to_finish is not None or remaining < _LEAST_REMAINING
         # What the tree holds of the request's row stays until a token was generated behind it.
         owned = state.held_tokens + generated - 1 >= request.kv.cache_protected_len
@@ -305,7 +304,7 @@ def _follow_coverage(state: DecodeState, coverage: float | None) -> None:
 def _interval(state: DecodeState) -> int:
     """How many tokens lie between two renewals."""
     every = state.plan.policy.renew_every or state.plan.policy.renew_window
-    return min(every, max(every // 2, _LEAST_INTERVAL)) if state.is_hurried else every
+    return min(every, max(every // 2, LEAST_RENEWAL_TOKENS)) if state.is_hurried else every
 
 
 def _prompt_tokens(renewal: Renewal) -> int:

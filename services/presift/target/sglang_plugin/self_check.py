@@ -6,7 +6,7 @@ cache, with that length and the same answer.
 
 Two answers at the same wrong positions are the same, so the positions past dropped KV have a check of their own. A key
 of the first layer depends on its token and position alone. So what a request has written past dropped KV must equal
-what an ordinary request writes for the same tokens behind the whole prompt. A first layer without rotary positions
+what an ordinary request writes for the same tokens after the whole prompt. A first layer without rotary positions
 shows nothing.
 
 A wrong answer is final. A check that something else interrupts is repeated: at once, later after growing pauses.
@@ -48,9 +48,8 @@ _LIKELY = 5
 # By how much log probabilities may differ between two ways to compute the same. They come from logits of up to about
 # 30, and rounding depends on the shapes of a batch: 8 bits of a bfloat16 logit leave 0.06.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
-# By how much keys at the same position may differ, as `difference` counts. The rounding of bfloat16 leaves 0.003, and
-# noise of 3 % of a key (quantised activations) 0.05. A shift of 64 positions that is missing makes 0.16 to 0.43, and
-# 0.09 if only a quarter of a head is rotated.
+# By how much keys at the same position may differ, as `key_difference` counts. Rounding to bfloat16 leaves 0.003. A
+# shift of 64 positions that is missing makes 0.16 to 0.43, and 0.09 if only a quarter of a head is rotated.
 _KEY_TOLERANCE = 0.07
 
 log = logging.getLogger(__name__)
@@ -246,8 +245,8 @@ class SelfCheck:
             raise _Interrupted(f"the second request found {found.cached_tokens} cached tokens, expected {half}")
         _require(self._agree(first, again), "the same entry gave a different answer")
         answered = array("q", again.tokens[: _ANSWER_TOKENS - 2])
-        behind = yield self._request(prompt + answered)
-        _check_positions(_keys(again, half), _keys(behind, kept))
+        after = yield self._request(prompt + answered)
+        _check_positions(_keys(again, half), _keys(after, kept))
 
     def _request(self, prompt: array[int], kept: int | None = None) -> Any:
         state = None
@@ -313,7 +312,7 @@ def row_keys(scheduler: Any, request: Any) -> torch.Tensor:
     return keys[slots].float().flatten(1).cpu()
 
 
-def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+def key_difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """By how much the rows of two tensors [rows, width] differ, from 0 to 1: |a - b| / (|a| + |b|) in the mean over a
     row, and of the rows the most. Each value counts by its own size, as few large ones may hardly be rotated."""
     sizes = (one.abs() + other.abs()).clamp_min(torch.finfo(torch.float32).tiny)
@@ -328,8 +327,8 @@ def _keys(answer: Answer, first: int) -> torch.Tensor:
     return answer.keys[first : first + count]
 
 
-def _check_positions(past_dropped: torch.Tensor, behind_prompt: torch.Tensor) -> None:
-    found = difference(past_dropped, behind_prompt)
+def _check_positions(past_dropped: torch.Tensor, after_prompt: torch.Tensor) -> None:
+    found = key_difference(past_dropped, after_prompt)
     failure = f"tokens past dropped KV are at wrong positions: their keys differ by {found:.0%} from the right ones"
     _require(found <= _KEY_TOLERANCE, failure)
 

@@ -27,4 +27,4 @@ def withdraw(scheduler: Any, requests: Collection[Any]) -> None:
     scheduler.waiting_queue[:] = [each for each in scheduler.waiting_queue if id(each) not in gone]
     if id(scheduler.chunked_req) in gone:
         scheduler._pending_chunked_abort_req = scheduler.chunked_req
-    # Otherwise the last chunk is running: the request then ends.
+    # One that is in neither place runs its last chunk, and then ends.

@@ -214,6 +214,8 @@ MENTION = 4
 def test_a_new_mention_makes_a_renewal_due(rig: Rig, first: int, others: dict[str, Any], is_due: bool) -> None:
     caller = Caller(state_of(first), answer=array("q", [50, 51, 52, 53, MENTION]), **others)
     assert rig.step(caller) is is_due
+    # A prompt whose answer ends on the full KV is never counted.
+    assert (caller.state.mentions._rare is None) == bool(first)
 
 
 def test_after_a_skipped_renewal_mentions_wait_for_the_interval(rig: Rig) -> None:

@@ -527,13 +527,13 @@ def test_keys_differ_by_their_positions_and_not_by_rounding() -> None:
     # As the biases of some models, which hide the rest in a norm: in what is hardly rotated.
     rows[:, [6, 13]] += 500
     right = rotated(128)
-    assert self_check.difference(right, right) == 0
-    assert self_check.difference(right.bfloat16().float(), right) < 0.01
-    assert self_check.difference(rotated(64), right) > self_check._KEY_TOLERANCE
+    assert self_check.key_difference(right, right) == 0
+    assert self_check.key_difference(right.bfloat16().float(), right) < 0.01
+    assert self_check.key_difference(rotated(64), right) > self_check._KEY_TOLERANCE
     one_row = right.clone()
     one_row[1] = rotated(64)[1]
-    assert self_check.difference(one_row, right) > self_check._KEY_TOLERANCE
-    assert self_check.difference(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
+    assert self_check.key_difference(one_row, right) > self_check._KEY_TOLERANCE
+    assert self_check.key_difference(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
 
 
 def test_the_requests_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:

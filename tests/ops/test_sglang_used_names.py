@@ -6,13 +6,13 @@ import ast
 from pathlib import Path
 
 import pytest
-from called_names import called_names
+from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions
 
 TARGET = Path(__file__).parents[2] / "services" / "presift" / "target"
 FILES = [*sorted((TARGET / "sglang_plugin").glob("*.py")), TARGET / "sglang" / "seeds.py"]
-LISTED = [path for version in TESTED for path in (*hooked_functions(version).values(), *called_names(version))]
+LISTED = [path for version in TESTED for path in (*hooked_functions(version).values(), *used_names(version))]
 # What presift calls SGLang's objects in those files, as variables or as attributes.
 _OBJECTS = """
     scheduler _scheduler request scoring _current tree _tree tree_cache adder batch running_batch running received
@@ -59,16 +59,15 @@ def test_every_import_is_listed(file: Path) -> None:
 
 
 def test_every_listed_name_is_used() -> None:
-    text = "\n".join(file.read_text(encoding="utf-8") for file in FILES if file.stem != "sglang_names")
-    text += (TARGET / "sglang_plugin" / "sglang_names.py").read_text(encoding="utf-8")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
     words = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
     words |= {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     words |= {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
-    names = {path.rpartition(".")[2] for version in TESTED for path in called_names(version)} - {"__init__"}
+    names = {path.rpartition(".")[2] for version in TESTED for path in used_names(version)} - {"__init__"}
     assert names <= words
 
 
 def test_an_untested_version_has_the_names_of_the_one_before() -> None:
-    assert called_names("0.5.20") == called_names(TESTED[0])
-    assert called_names("0.6.0") == called_names(TESTED[-1])
-    assert len(set(called_names("0.6.0"))) == len(called_names("0.6.0"))
+    assert used_names("0.5.20") == used_names(TESTED[0])
+    assert used_names("0.6.0") == used_names(TESTED[-1])
+    assert len(set(used_names("0.6.0"))) == len(used_names("0.6.0"))

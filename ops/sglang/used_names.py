@@ -1,7 +1,7 @@
 """What presift calls, reads or writes of SGLang without hooking it: functions, classes and attributes.
 
 A change in one of them breaks dropping KV or seeds as silently as one in a hooked function, so that canary.py compares
-them too. tests/ops/test_sglang_called_names.py finds names in presift's code that are missing here.
+them too. tests/ops/test_sglang_used_names.py finds names in presift's code that are missing here.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _CHANGES: dict[str, dict[str, str | None]] = {
 }
 
 
-def called_names(sglang: str) -> list[str]:
+def used_names(sglang: str) -> list[str]:
     """The dotted paths of all names in a version of SGLang. An untested version has those of the newest one before."""
     paths: dict[str, str | None] = {}
     for owner, names in _NAMES.items():
