@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,48 @@ class Driver:
                     return tokens, event
                 tokens.extend(event.token_ids)
         raise AssertionError("the stream has no end")
+
+    async def check_held(self, request: GenerateRequest, all_slots: int, entry: int, after: int = 0) -> int:
+        """Compare what a lone request holds between two steps with its entry and its answer, again and again after so
+        many tokens. How often it was done.
+        """
+        generated = checked = 0
+
+        async def read() -> None:
+            nonlocal generated
+            async with aclosing(self.engine.generate(request)) as events:
+                async for event in events:
+                    if not isinstance(event, Finished):
+                        generated += len(event.token_ids)
+
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(read())
+            while not reading.done():
+                async with self._paused():
+                    state = await self.engine.plugin_state()
+                    held = all_slots - state["free_slots"] - state["evictable_slots"]
+                    if held and not (state["runs"] or state["renewing"]) and generated > after:
+                        # Tokens come by way of the detokenizer, later than the state. The newest has no KV until the
+                        # next step, which may be under way.
+                        async with asyncio.timeout(30):
+                            while entry + generated < held - 1:
+                                await asyncio.sleep(0)
+                        assert entry + generated <= held + 1
+                        checked += 1
+                await asyncio.sleep(0.001)
+        return checked
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """The scheduler does nothing but answer messages."""
+        from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
+
+        manager = self.engine._manager
+        await manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
+        try:
+            yield
+        finally:
+            await manager.continue_generation(ContinueGenerationReqInput())
 
     async def idle(self) -> dict[str, Any]:
         """The plugin's counts once nothing runs and nothing waits: no side state may be left then."""

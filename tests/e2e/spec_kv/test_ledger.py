@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta
 from presift.core.errors import PromptTooLong
 from presift.core.generation import Sampling
 from presift.target.engine import Finished, GenerateRequest
-from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang.messages import to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Prepared
 
@@ -30,45 +26,8 @@ async def test_a_running_request_holds_its_entry_and_what_it_generates(start: An
     all_slots = await driver.empty()
     ids, chosen = np.array(prompt(1, 500), dtype=np.uint32), plan(CAPACITY, keep_full_prefix=False)
     request = GenerateRequest(ids, Sampling(max_new_tokens=120, ignore_eos=True), "", chosen)
-    generated = 0
-
-    async def read() -> None:
-        nonlocal generated
-        async with aclosing(driver.engine.generate(request)) as events:
-            async for event in events:
-                if isinstance(event, AnswerDelta):
-                    generated += len(event.token_ids)
-
-    checked = 0
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(read())
-        while not reading.done():
-            async with _paused(driver.engine):
-                state = await driver.engine.plugin_state()
-                held = all_slots - state["free_slots"]
-                if state["locked_slots"] and not state["runs"]:
-                    # Tokens come by way of the detokenizer, later than the state. The newest has no KV until the next
-                    # step, which may be under way.
-                    async with asyncio.timeout(30):
-                        while CAPACITY + generated < held - 1:
-                            await asyncio.sleep(0)
-                    assert CAPACITY + generated <= held + 1
-                    checked += 1
-            await asyncio.sleep(0.001)
-    assert checked >= 10
+    assert await driver.check_held(request, all_slots, CAPACITY) >= 10
     await driver.idle()
-
-
-@asynccontextmanager
-async def _paused(engine: SglangEngine) -> AsyncIterator[None]:
-    """Between two steps of the scheduler, which answers messages meanwhile."""
-    from sglang.srt.managers.io_struct import ContinueGenerationReqInput, PauseGenerationReqInput
-
-    await engine._manager.pause_generation(PauseGenerationReqInput(mode="in_place"))
-    try:
-        yield
-    finally:
-        await engine._manager.continue_generation(ContinueGenerationReqInput())
 
 
 async def test_without_the_full_prefix_only_the_entry_stays(start: Any, plan: Any, prompt: Any) -> None:

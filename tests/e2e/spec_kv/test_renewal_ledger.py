@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta
 from presift.core.generation import Sampling
 from presift.target.engine import GenerateRequest
 
@@ -27,18 +25,7 @@ async def test_what_a_renewed_request_holds(start: Any, renewing: Any, prompt: A
     all_slots = await driver.empty()
     ids, chosen = np.array(prompt(1, 500), dtype=np.uint32), renewing(CAPACITY, first=first)
     request = GenerateRequest(ids, Sampling(max_new_tokens=200, ignore_eos=True), "", chosen)
-    generated, held = 0, []
-    async with aclosing(driver.engine.generate(request)) as events:
-        async for event in events:
-            if isinstance(event, AnswerDelta):
-                generated += len(event.token_ids)
-                state = await driver.engine.plugin_state()
-                used = all_slots - state["free_slots"] - state["evictable_slots"]
-                if not state["renewing"] and used and generated > first + 10:
-                    held.append(used - CAPACITY - generated)
-    # The prompt's KV is in the radix cache and may be evicted; the engine runs on while it is asked.
-    assert len(held) >= 20
-    assert sum(0 <= each <= 6 for each in held) >= 0.9 * len(held)
+    assert await driver.check_held(request, all_slots, CAPACITY, after=first + 10) >= 20
     assert await driver.empty() == all_slots
 
 
