@@ -395,6 +395,13 @@ OTHERS: Mapping[str, tuple[Case, ...]] = {
             _explained,
             bytes_per_byte=_BYTES_PER_SPAN,
         ),
+        _other(
+            HTTP,
+            "explained spans",
+            domain_limits.MAX_EXPLAINED_SPANS,
+            lambda n: _completion(prompt=[LETTER] * n, presift={"explain": {"span_per_token": True}, "route": "full"}),
+            bytes_per_byte=_BYTES_PER_SPAN,
+        ),
     ),
     "MAX_WIDTH_TOKENS": (_other(SCORE, "kernel and neighbors", draft_limits.MAX_WIDTH_TOKENS, _wide),),
     "MAX_METADATA_BYTES": (

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ import pytest
 from google.protobuf.message import Message
 
 from presift.core.limits import Limit
+from presift.orchestrator.pipeline.pipeline import EXPLAINED_BYTES
 
 from ..contract.fakes.house import Refusal
 from . import limit_senders
 from .bare_stack import BareStack, bare_stack, with_tokenizer
-from .limit_senders import FIXED_BYTES, METHODS, STALL_S, Case, cases, numbers, tables
+from .limit_senders import FIXED_BYTES, HTTP, METHODS, STALL_S, Case, cases, numbers, tables
 from .results import LimitRow, Results
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark")
@@ -98,6 +101,20 @@ def test_a_request_at_its_limit(doors: Doors, results: Results, case: Case) -> N
     results.limits.append(row)
     assert row.outcome == case.outcome, doors.told
     assert row.complaints() == []
+
+
+def test_large_explanations_are_made_one_after_another(doors: Doors) -> None:
+    """Otherwise a caller who asks for a few at once could fill the orchestrator."""
+    case = next(each for each in CASES if each.name.startswith("explained spans") and each.method == HTTP)
+    callers = 6
+    sends = [doors.send(case, case.make())[1] for _ in range(callers)]
+    before = doors.stack.reset_peak(case.service)
+    with ThreadPoolExecutor(callers) as threads:
+        outcomes = Counter(threads.map(lambda send: send(), sends))
+    grown = doors.stack.peak_bytes(case.service) - before
+    assert outcomes == {"answered": callers}, doors.told
+    waiting = callers * 48 * 2**20  # bodies that are not sent yet
+    assert grown < EXPLAINED_BYTES + waiting + FIXED_BYTES
 
 
 def without_senders() -> list[str]:

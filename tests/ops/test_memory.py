@@ -7,13 +7,14 @@ import yaml
 from dotenv import dotenv_values
 
 from presift.cache.store import CacheLimits
-from presift.core.limits import MAX_PROMPT_TOKENS
+from presift.core.limits import MAX_PROMPT_CHARACTERS
 from presift.orchestrator.app import TOKENIZING, Tuning
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
 from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixIndex
+from presift.orchestrator.pipeline.pipeline import EXPLAINED_BYTES
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES
+from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES, TEXT_BYTES
 from presift.orchestrator.routing.quality_gate import MAX_OWN
 from presift.rpc.server.memory_guard import SHARE_OF_CONTAINER
 from presift.rpc.server.server import ServerOptions
@@ -46,11 +47,13 @@ def bounds():
         "switches of tenants": MAX_OWN * 16 * 1024,
         "cache memory://": CacheLimits().memory_bytes,
         "running and waiting requests": default("max_requests_mib") * MIB,
-        "text that is being tokenized, short and long": 2 * max(AT_ONCE_BYTES, MAX_PROMPT_TOKENS) * ENCODING_BYTES,
+        "tokens of texts, short and long, while they are made": 2 * AT_ONCE_BYTES * ENCODING_BYTES,
+        "the longest text meanwhile": MAX_PROMPT_CHARACTERS * TEXT_BYTES,
         "calls": default("max_calls") * CALL_BYTES,
         "requests that are being received or answered": default("max_received_mib") * MIB,
         "answers that are not read": default("max_answers_mib") * MIB,
         "calls that only tokenize": TOKENIZING.max_bytes,
+        "explanations": EXPLAINED_BYTES,
     }
 
 

@@ -20,7 +20,7 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 16_384
 MAX_TOOL_CALLS = 512
 MAX_TOOL_CALLS_CHARACTERS = 1_048_576
-# A span of an explanation takes some fifty bytes: about 16 MiB.
+# A span of an explanation takes some fifty bytes over gRPC, about 16 MiB in all, and 180 over HTTP.
 MAX_EXPLAINED_SPANS = 262_144
 
 _TOOL_CALLS = "prompt.chat.messages.tool_calls_json"

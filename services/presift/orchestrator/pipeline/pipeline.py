@@ -5,12 +5,12 @@ tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefil
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
@@ -22,6 +22,7 @@ from presift.orchestrator.admission.quotas import Quota, Quotas
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.caller import TenantLimits
+from presift.orchestrator.domain.limits import MAX_EXPLAINED_SPANS
 from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.calibration import Calibration
@@ -40,12 +41,20 @@ from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.request_context import RequestReader, Reservation
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
+from presift.orchestrator.prompt.tokenizing_limit import BytesAtOnce
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import tracer
+
+T = TypeVar("T")
+
+# Memory of a span and of its JSON, until it is sent (measured, rounded up).
+SPAN_BYTES = 2560
+# Of explanations at once. The largest is held alone.
+EXPLAINED_BYTES = MAX_EXPLAINED_SPANS * SPAN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ class Pipeline:
         self.parts = parts
         self._max_request_s = max_request_s
         self._kept_kv = KeptKvReader(parts.target)
+        self._explaining = BytesAtOnce(EXPLAINED_BYTES)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
         """A Decision, then Deltas and one Report for each of the choices. Closing the generator aborts them.
@@ -200,9 +210,12 @@ class Pipeline:
                         answer += event.token_ids
                         yield _delta(event, detokenizer, choice.number)
 
-    async def explain(self, request: Request, detail: Detail, deadline: Deadline = NO_DEADLINE) -> Explanation:
-        """The decision and the fate of every prompt token, without an answer. Raises the draft's errors instead of
-        falling back to the full prompt, and InvalidRequest for a KV mask of a selection that changes."""
+    async def explain(
+        self, request: Request, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline = NO_DEADLINE
+    ) -> T:
+        """The decision and the fate of every prompt token, without an answer, as `render` makes it, in a thread: few
+        explanations are held at once. Raises the draft's errors instead of falling back to the full prompt, and
+        InvalidRequest for a KV mask of a selection that changes."""
         parts, arrived, deadline = self.parts, time.perf_counter(), deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         if detail.kv_mask and request.kv.renews:
@@ -221,19 +234,24 @@ class Pipeline:
                     with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
                         plan = await parts.planner.plan(context, explains=True)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
-                return await self._explanation(request, plan, detail, kept_kv)
+                return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 
-    async def _explanation(self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None) -> Explanation:
-        prompt, text, offsets = request.prompt, "", None
-        # In threads: a span for each of 50,000 tokens takes a quarter of a second.
-        if not isinstance(prompt, TokenIds):
-            tokenizer = self.parts.tokenizer
-            work = partial(tokenizer.render_with_offsets, prompt)
-            text, offsets = await tokenizer.limit.run(work, int(plan.tokens.ids.size))
-        spans = await asyncio.to_thread(explain, plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-        return Explanation(plan.decision, spans, text, kept_kv, plan.routes)
+    async def _explained(
+        self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
+    ) -> T:
+        text, offsets = "", None
+        if not isinstance(request.prompt, TokenIds):
+            text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
+
+        def explained() -> T:
+            spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
+            return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
+
+        # How many runs there are is not known before.
+        most_spans = min(int(plan.tokens.ids.size), MAX_EXPLAINED_SPANS)
+        return await self._explaining.run(explained, most_spans * SPAN_BYTES)
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as

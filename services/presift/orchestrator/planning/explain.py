@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +54,13 @@ class Explanation:
 
 def explain(
     plan: Plan,
-    offsets: Sequence[tuple[int, int]] | None,
+    offsets: NDArray[np.int32] | None,
     kept_kv: KeptKv | None = None,
     *,
     span_per_token: bool = False,
 ) -> list[ExplainedSpan]:
-    """Runs in prompt order that cover the whole prompt. `offsets`: the characters [start, end) of each token.
+    """Runs in prompt order that cover the whole prompt. `offsets`: the characters [start, end) of each token,
+    int32[tokens, 2].
 
     Raises InvalidRequest if there are more than a reply may hold.
     """
@@ -74,16 +75,17 @@ def explain(
         field = "span_per_token" if span_per_token else "prompt"
         raise InvalidRequest(field, f"{len(borders) - 1} spans", f"at most {MAX_EXPLAINED_SPANS}")
     shares = np.add.reduceat(_shares(plan.importance, prompt_tokens), borders[:-1]).tolist()
+    characters = _characters(offsets, borders)
     return [
         ExplainedSpan(
             tokens=Span(start, end),
-            characters=_characters(offsets, start, end),
+            characters=each,
             kept=bool(held[start] > 0),
             protected=bool(protected[start]),
             importance=share,
             kept_share=None if kept_kv is None else float(held[start]),
         )
-        for (start, end), share in zip(pairwise(borders), shares, strict=True)
+        for (start, end), share, each in zip(pairwise(borders), shares, characters, strict=True)
     ]
 
 
@@ -94,8 +96,9 @@ def _shares(importance: NDArray[np.float32] | None, prompt_tokens: int) -> NDArr
     return np.asarray(values / values.sum())
 
 
-def _characters(offsets: Sequence[tuple[int, int]] | None, start: int, end: int) -> Span | None:
+def _characters(offsets: NDArray[np.int32] | None, borders: list[int]) -> Iterable[Span | None]:
+    """Of the runs between `borders`. None for a run without characters."""
     if offsets is None:
-        return None
-    first, last = offsets[start][0], offsets[end - 1][1]
-    return Span(first, last) if last > first else None
+        return repeat(None, len(borders) - 1)
+    firsts, ends = offsets[borders[:-1], 0].tolist(), offsets[np.array(borders[1:]) - 1, 1].tolist()
+    return (Span(first, end) if end > first else None for first, end in zip(firsts, ends, strict=True))

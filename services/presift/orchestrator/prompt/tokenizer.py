@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
@@ -103,10 +104,14 @@ class PromptTokenizer:
         """The text to tokenize, with the chat template applied. Raises as `tokenize` does."""
         return self._read(prompt).text
 
-    def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered prompt, and the characters [start, end) of each token in it."""
-        rendered = self._read(prompt)
-        return rendered.text, list(self._encoding(prompt, rendered).offsets)
+    async def render_with_offsets(self, prompt: Chat | Text) -> tuple[str, NDArray[np.int32]]:
+        """The rendered prompt, and the characters [start, end) of each token in it, int32[tokens, 2]."""
+        rendered = await asyncio.to_thread(self._read, prompt)
+
+        def offsets() -> NDArray[np.int32]:
+            return np.array(self._encoding(prompt, rendered).offsets, dtype=np.int32).reshape(-1, 2)
+
+        return rendered.text, await self.limit.run(offsets, byte_count(rendered.text))
 
     @cached_property
     def _control(self) -> ControlTokens | None:

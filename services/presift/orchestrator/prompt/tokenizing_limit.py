@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 # Memory of a token in an encoding (measured, rounded up).
 ENCODING_BYTES = 288
+# Of a byte of the text meanwhile (measured with ASCII text of 8 MiB).
+TEXT_BYTES = 66
 # Shorter texts do not wait for longer ones.
 SHORT_BYTES = 2**18
 # Bytes of text that are tokenized at once, of short texts and of long ones: a text has at most one token per byte.
@@ -29,45 +31,46 @@ def byte_count(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
-class TokenizingLimit:
-    """Two queues, first come, first served. A text that is longer than AT_ONCE_BYTES is tokenized alone."""
+class BytesAtOnce:
+    """Work in threads, first come, first served, that holds at most `limit` bytes. Work that holds more runs alone."""
 
-    def __init__(self) -> None:
-        self._short, self._long = _Queue(), _Queue()
-
-    async def run(self, encode: Callable[[], T], size: int) -> T:
-        """Wait until a text of `size` bytes may be tokenized, then run `encode` in a thread.
-
-        If the caller is cancelled, the text counts until the thread is done.
-        """
-        queue = self._short if size <= SHORT_BYTES else self._long
-        await queue.enter(size)
-        encoding = asyncio.create_task(asyncio.to_thread(encode))
-
-        def ended(task: asyncio.Task[T]) -> None:
-            queue.leave(size)
-            task.exception()  # marks it as retrieved: a cancelled caller does not await it
-
-        encoding.add_done_callback(ended)
-        return await asyncio.shield(encoding)
-
-
-class _Queue:
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._first = asyncio.Lock()
         self._freed = asyncio.Event()
         self._held = 0
 
-    async def enter(self, size: int) -> None:
+    async def run(self, work: Callable[[], T], size: int) -> T:
+        """Wait until `size` bytes may be held, then run `work` in a thread.
+
+        If the caller is cancelled, they count until the thread is done.
+        """
         async with self._first:
-            while self._held and self._held + size > AT_ONCE_BYTES:
+            while self._held and self._held + size > self._limit:
                 self._freed.clear()
                 await self._freed.wait()
             self._held += size
+        working = asyncio.create_task(asyncio.to_thread(work))
 
-    def leave(self, size: int) -> None:
-        self._held -= size
-        self._freed.set()
+        def ended(task: asyncio.Task[T]) -> None:
+            self._held -= size
+            self._freed.set()
+            if not task.cancelled():
+                task.exception()  # marks it as retrieved: a cancelled caller does not await it
+
+        working.add_done_callback(ended)
+        return await asyncio.shield(working)
+
+
+class TokenizingLimit:
+    """Two queues. A text that is longer than AT_ONCE_BYTES is tokenized alone."""
+
+    def __init__(self) -> None:
+        self._short, self._long = BytesAtOnce(AT_ONCE_BYTES), BytesAtOnce(AT_ONCE_BYTES)
+
+    async def run(self, encode: Callable[[], T], size: int) -> T:
+        """Run `encode` in a thread once a text of `size` bytes may be tokenized."""
+        return await (self._short if size <= SHORT_BYTES else self._long).run(encode, size)
 
 
 def check_length(backend: Tokenizer | None, text: str, size: int) -> None:

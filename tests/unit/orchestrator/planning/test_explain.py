@@ -40,7 +40,7 @@ def test_runs_of_one_fate():
 
 
 def test_characters_of_runs():
-    offsets = [(0, 0), (0, 3), (3, 4), (3, 4), (4, 9)]
+    offsets = np.array([(0, 0), (0, 3), (3, 4), (3, 4), (4, 9)], dtype=np.int32)
     spans = explain(plan([1, 0, 0, 1, 1]), offsets)
     assert [span.characters for span in spans] == [None, Span(0, 4), Span(3, 9)]
 

@@ -55,7 +55,7 @@ CALLED = (
 async def test_tool_calls_and_their_ids_and_names_are_never_dropped(bpe):
     tokenizer = PromptTokenizer(bpe, with_tools)
     tokenized = await tokenizer.tokenize(Chat(CALLED, ('{"name": "fox"}',)))
-    rendered, offsets = tokenizer.render_with_offsets(Chat(CALLED, ('{"name": "fox"}',)))
+    rendered, offsets = await tokenizer.render_with_offsets(Chat(CALLED, ('{"name": "fox"}',)))
     kept = covered(tokenized.protected, len(offsets))
     texts = "".join(rendered[start:end] for (start, end), is_kept in zip(offsets, kept, strict=True) if is_kept)
     assert '<call>{"id": "c1"' in rendered and "toolc1fox" in rendered

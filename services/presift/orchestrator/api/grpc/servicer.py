@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -67,8 +66,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             received_bytes.get(), lambda: explain_request_from_wire(request, caller, salt)
         )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
-        explanation = await self._pipeline.explain(parsed, detail, Deadline.within(context.time_remaining()))
-        return await asyncio.to_thread(explanation_to_wire, explanation)
+        deadline = Deadline.within(context.time_remaining())
+        return await self._pipeline.explain(parsed, detail, explanation_to_wire, deadline)
 
     async def GetInfo(
         self, request: orchestrator_pb2.GetInfoRequest, context: Context

@@ -114,10 +114,12 @@ class Answering:
     ) -> None:
         if not self._explains:
             raise PermissionDenied("Explain is disabled on this server (--no-explain)")
-        explanation = await self._pipeline.explain(request, detail, deadline)
-        # A span for every token takes a while to encode: other requests stream meanwhile.
-        raw = await asyncio.to_thread(lambda: json_bytes(renderer.explained(explanation)))
-        await reply.send_bytes(200, raw, {DECISION_HEADER: decision_header(explanation.decision)})
+
+        def render(explanation: Explanation) -> tuple[bytes, str]:
+            return json_bytes(renderer.explained(explanation)), decision_header(explanation.decision)
+
+        raw, header = await self._pipeline.explain(request, detail, render, deadline)
+        await reply.send_bytes(200, raw, {DECISION_HEADER: header})
 
 
 async def _send_whole(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:
