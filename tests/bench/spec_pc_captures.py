@@ -100,7 +100,7 @@ def task_of(kind: str, tokens: int, seed: int, tokenizer: Any) -> tuple[recall_t
 
 def answer_tokens(tokenizer: Any, chat: Chat, task: recall_tasks.RecallTask) -> list[int]:
     """The prompt's tokens that overlap an answer in its fact."""
-    text, offsets = tokenizer.render_with_offsets(chat)
+    text, offsets = asyncio.run(tokenizer.render_with_offsets(chat))
     wanted = []
     for fact, answer in task.needles:
         start = text.index(fact) + fact.index(answer)

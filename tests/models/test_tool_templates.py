@@ -34,7 +34,7 @@ async def test_a_conversation_with_tools_in_qwens_template(presift_home):
     tokenizer = load_tokenizer(str(ensure_model("qwen2.5-coder-0.5b-instruct", presift_home, print)), 0)
     chat = Chat(TURNS, (TOOL,))
     tokenized = await tokenizer.tokenize(chat)
-    rendered, offsets = tokenizer.render_with_offsets(chat)
+    rendered, offsets = await tokenizer.render_with_offsets(chat)
     assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>' in rendered
     assert f"<tool_response>\n{RESULT}\n</tool_response>" in rendered
     kept = covered(tokenized.protected, len(offsets))

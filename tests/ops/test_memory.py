@@ -7,14 +7,15 @@ import yaml
 from dotenv import dotenv_values
 
 from presift.cache.store import CacheLimits
-from presift.core.limits import MAX_PROMPT_CHARACTERS
-from presift.orchestrator.app import TOKENIZING, Tuning
+from presift.core.limits import MAX_KV_MASK_BYTES, MAX_PROMPT_TOKENS
+from presift.orchestrator.app import EXPLAINING, TOKENIZING, Tuning
 from presift.orchestrator.config.settings import OrchestratorSettings
+from presift.orchestrator.domain.limits import MAX_EXPLAINED_SPANS
 from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
 from presift.orchestrator.estimation.prefix_index import HASHES_BYTES, PrefixIndex
-from presift.orchestrator.pipeline.pipeline import EXPLAINED_BYTES
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES, TEXT_BYTES
+from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, ENCODING_BYTES, MAX_TEXT_BYTES, TEXT_BYTES
+from presift.orchestrator.quality.shadow_queue import QUEUE_LENGTH
 from presift.orchestrator.routing.quality_gate import MAX_OWN
 from presift.rpc.server.memory_guard import SHARE_OF_CONTAINER
 from presift.rpc.server.server import ServerOptions
@@ -27,6 +28,12 @@ MIB = 2**20
 PROCESS_BYTES = 256 * MIB
 # A call that waits in the queue, without its prompt: 37 KiB measured, over gRPC.
 CALL_BYTES = 40 * 1024
+# Of a span, rendered as JSON, with characters beyond UCS-2 in the text (measured, rounded up).
+SPAN_BYTES = 3328
+# Of a token in a sample: two lists of ids, and masks.
+SAMPLE_BYTES = 12
+# Of the largest KV mask, one byte for each of its bits.
+MASK_BYTES = 8 * MAX_KV_MASK_BYTES
 # What the allocator keeps beside it, because free memory is too scattered to be returned: an estimate.
 FRAGMENTATION = 1 / 8
 
@@ -48,12 +55,14 @@ def bounds():
         "cache memory://": CacheLimits().memory_bytes,
         "running and waiting requests": default("max_requests_mib") * MIB,
         "tokens of texts, short and long, while they are made": 2 * AT_ONCE_BYTES * ENCODING_BYTES,
-        "the longest text meanwhile": MAX_PROMPT_CHARACTERS * TEXT_BYTES,
+        "their texts": (AT_ONCE_BYTES + MAX_TEXT_BYTES) * TEXT_BYTES,
         "calls": default("max_calls") * CALL_BYTES,
         "requests that are being received or answered": default("max_received_mib") * MIB,
         "answers that are not read": default("max_answers_mib") * MIB,
         "calls that only tokenize": TOKENIZING.max_bytes,
-        "explanations": EXPLAINED_BYTES,
+        "samples of the quality guard": (1 + QUEUE_LENGTH) * MAX_PROMPT_TOKENS * SAMPLE_BYTES,
+        "an explanation": EXPLAINING.max_running * (MAX_EXPLAINED_SPANS * SPAN_BYTES + MASK_BYTES),
+        "explanations that wait": EXPLAINING.max_bytes,
     }
 
 

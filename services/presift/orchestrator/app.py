@@ -51,6 +51,8 @@ from presift.telemetry.metrics import count
 
 # For calls that only tokenize: they leave processor time to others, and do not wait for the targets.
 TOKENIZING = QueueLimits(max_running=2, max_waiting=256, max_bytes=128 * 2**20)
+# One at a time, because a large explanation takes a hundred times as much memory as its request.
+EXPLAINING = QueueLimits(max_running=1, max_waiting=256, max_bytes=64 * 2**20)
 
 
 class Closable(Protocol):
@@ -119,7 +121,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     draft_fingerprint = "" if bridge is None else bridge.draft_fingerprint
     models = ModelRegistry(draft, target, fingerprint, draft_fingerprint, retry_s=tuning.retry_s)
     target.on_switch(models.replace_target)
-    scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge)
+    scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge, edges.tokenizer.limit)
     compressor = Compressor(scorer, edges.store, edges.lock, draft_timeout_s=tuning.draft_timeout_s)
     gate = QualityGate(tuning.thresholds)
     reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, target=target)
@@ -149,6 +151,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
         edges.store,
         AnswerBytes(tuning.max_answer_bytes, lambda: count("presift.answers.ended")),
         Admission(TOKENIZING),
+        Admission(EXPLAINING),
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)

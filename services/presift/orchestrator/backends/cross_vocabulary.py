@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,12 @@ from presift.core.remapping import remapped
 from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.domain.ports import DraftScorer, MaskRejected, Score
+from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit
 from presift.orchestrator.prompt.vocabulary_bridge import BridgedPrompt, VocabularyBridge
 from presift.rpc.deadline import Deadline
+
+# Of text, as an estimate: both tokenizers encode it.
+_BYTES_PER_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +53,10 @@ class _TargetScores:
 class CrossVocabularyDraft:
     """A `draft` behind a vocabulary bridge: it takes and returns the target's tokens."""
 
-    def __init__(self, draft: DraftScorer, bridge: VocabularyBridge) -> None:
+    def __init__(self, draft: DraftScorer, bridge: VocabularyBridge, limit: TokenizingLimit) -> None:
         self._draft = draft
         self._bridge = bridge
+        self._limit = limit
 
     async def score(
         self,
@@ -64,7 +70,8 @@ class CrossVocabularyDraft:
     ) -> Score:
         """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
         stages = _stages(policy, include_importance=include_importance)
-        prompt = await asyncio.to_thread(self._bridge.translate, token_ids)
+        read = partial(self._bridge.translate, token_ids)
+        prompt = await self._limit.run(read, _BYTES_PER_TOKEN * int(token_ids.size))
         answer = await self._draft.score(
             prompt.ids,
             _draft_policy(stages, prompt),

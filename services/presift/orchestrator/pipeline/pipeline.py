@@ -5,6 +5,7 @@ tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefil
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
@@ -22,7 +23,6 @@ from presift.orchestrator.admission.quotas import Quota, Quotas
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.caller import TenantLimits
-from presift.orchestrator.domain.limits import MAX_EXPLAINED_SPANS
 from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.calibration import Calibration
@@ -35,13 +35,12 @@ from presift.orchestrator.pipeline.request_metrics import RequestMetrics, reques
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
-from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
+from presift.orchestrator.planning.kept_kv import KeptKvReader
 from presift.orchestrator.planning.migration import can_migrate, remainder_of
 from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.request_context import RequestReader, Reservation
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.orchestrator.prompt.tokenizing_limit import BytesAtOnce
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.client.answer_bytes import AnswerBytes
@@ -50,11 +49,6 @@ from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.telemetry.tracing import tracer
 
 T = TypeVar("T")
-
-# Memory of a span and of its JSON, until it is sent (measured, rounded up).
-SPAN_BYTES = 2560
-# Of explanations at once. The largest is held alone.
-EXPLAINED_BYTES = MAX_EXPLAINED_SPANS * SPAN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +68,7 @@ class Parts:
     store: Store
     answer_bytes: AnswerBytes
     tokenizing: Admission
+    explaining: Admission
 
 
 class Pipeline:
@@ -86,7 +81,6 @@ class Pipeline:
         self.parts = parts
         self._max_request_s = max_request_s
         self._kept_kv = KeptKvReader(parts.target)
-        self._explaining = BytesAtOnce(EXPLAINED_BYTES)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
         """A Decision, then Deltas and one Report for each of the choices. Closing the generator aborts them.
@@ -213,9 +207,9 @@ class Pipeline:
     async def explain(
         self, request: Request, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline = NO_DEADLINE
     ) -> T:
-        """The decision and the fate of every prompt token, without an answer, as `render` makes it, in a thread: few
-        explanations are held at once. Raises the draft's errors instead of falling back to the full prompt, and
-        InvalidRequest for a KV mask of a selection that changes."""
+        """The decision and the fate of every prompt token, without an answer. Returns what `render` makes of it, in a
+        thread. Raises the draft's errors instead of falling back to the full prompt, and InvalidRequest for a KV mask
+        of a selection that changes."""
         parts, arrived, deadline = self.parts, time.perf_counter(), deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         if detail.kv_mask and request.kv.renews:
@@ -226,32 +220,39 @@ class Pipeline:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                self._admitted(request, quota, deadline, answers=False),
+                self._admitted(request, quota, deadline, answers=False) as slot,
             ):
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
                     await quota.charge(tokens.ids.size, max_new_tokens=0)
                     with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
                         plan = await parts.planner.plan(context, explains=True)
-                    kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
-                return await self._explained(request, plan, detail, kept_kv, render)
+                slot.close()
+                return await self._explained(request, plan, detail, render, deadline)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 
     async def _explained(
-        self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
+        self, request: Request, plan: Plan, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline
     ) -> T:
-        text, offsets = "", None
-        if not isinstance(request.prompt, TokenIds):
-            text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
+        cost = replace(request_cost(request), tokens=max(1, int(plan.tokens.ids.size)))
+        async with self.parts.explaining.slot(request.tenant or "", cost, deadline):
+            kept_kv, text, offsets = None, "", None
+            if detail.kv_mask:
+                kept_kv = await self._kept_kv.read(plan, deadline)
+            if not isinstance(request.prompt, TokenIds):
+                text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
 
-        def explained() -> T:
-            spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-            return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
+            def explained() -> T:
+                spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
+                return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
 
-        # How many runs there are is not known before.
-        most_spans = min(int(plan.tokens.ids.size), MAX_EXPLAINED_SPANS)
-        return await self._explaining.run(explained, most_spans * SPAN_BYTES)
+            rendering = asyncio.create_task(asyncio.to_thread(explained))
+            try:
+                return await asyncio.shield(rendering)
+            finally:
+                # A thread cannot be cancelled: the slot is held until it has ended.
+                await asyncio.wait([rendering])
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as

@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
 from presift.orchestrator.prompt.raw_tokens import encode, encoding_of
+from presift.orchestrator.prompt.tokenizing_limit import byte_count, check_length
 
 # Prompt tokens decoded before the lookahead: some decoders strip the beginning of a text.
 _CONTEXT_TOKENS = 8
@@ -55,10 +56,12 @@ class VocabularyBridge:
         self._unknown_to_target = {number for number, text in special.items() if target.token_to_id(text) is None}
 
     def translate(self, token_ids: NDArray[np.uint32]) -> BridgedPrompt:
-        """The prompt `token_ids`, uint32[n] of the target. Raises InvalidRequest unless its text encodes to them."""
+        """The prompt `token_ids`, uint32[n] of the target. Raises InvalidRequest unless its text encodes to them,
+        and PromptTooLong as `check_length` does."""
         ids = token_ids.tolist()
         # Unlike `decode`, this releases the GIL.
         text = self._target.decode_batch([ids], skip_special_tokens=False)[0]
+        check_length(self._draft, text, byte_count(text))
         target = encoding_of(self._target, text, add_special_tokens=False)
         if target.ids != ids:
             limit = "token ids that encode their own text, because the draft has another vocabulary"

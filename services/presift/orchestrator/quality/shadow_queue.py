@@ -21,7 +21,7 @@ from presift.orchestrator.domain.background import background
 T = TypeVar("T")
 
 ATTEMPTS = 2
-_QUEUE_LENGTH = 8
+QUEUE_LENGTH = 8
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ShadowQueue(Generic[T]):
         self._work = work
         self._on_outcome = on_outcome
         self._timeout_s = timeout_s
-        self._items: asyncio.Queue[T] = asyncio.Queue(_QUEUE_LENGTH)
+        self._items: asyncio.Queue[T] = asyncio.Queue(QUEUE_LENGTH)
         self._worker: asyncio.Task[None] | None = None
 
     def offer(self, item: T) -> None:

@@ -130,7 +130,8 @@ class ActiveCalls(grpc.aio.ServerInterceptor):
             self._hosts.add(task, peer().rpartition(":")[0])
 
     def hold(self, more: int) -> None:
-        """Count `more` bytes that have arrived of the current call's request, until the call ends.
+        """Count `more` bytes of the current call, of its request or of a response that is already serialized, until the
+        call ends.
 
         Raises Overloaded. Does nothing for a health check or watch, so that a full server still answers probes.
         """

@@ -19,7 +19,15 @@ from presift.core.errors import InternalError, InvalidRequest, PresiftError
 from presift.rpc.large_input import LARGE_BYTES, in_thread, received_bytes
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.field_count import check_field_count
-from presift.rpc.server.handlers import Behavior, Context, Continuation, Deserializer, Handler, with_behavior
+from presift.rpc.server.handlers import (
+    Behavior,
+    Context,
+    Continuation,
+    Deserializer,
+    Handler,
+    Serializer,
+    with_behavior,
+)
 from presift.rpc.status import DETAILS_KEY, code_and_reason, details_of, message_of
 
 log = logging.getLogger(__name__)
@@ -61,7 +69,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         deserialize = handler.request_deserializer
         if not handler.request_streaming:
             deserialize = _checked(self._calls, deserialize)
-        return with_behavior(handler, translate, deserialize)
+        return with_behavior(handler, translate, deserialize, _unless_bytes(handler.response_serializer))
+
+
+def _unless_bytes(serialize: Serializer | None) -> Serializer | None:
+    """For a method that serializes its response itself, if it is large."""
+    if serialize is None:
+        return None
+    return lambda response: response if isinstance(response, bytes) else serialize(response)
 
 
 def _checked(calls: ActiveCalls, deserialize: Deserializer | None) -> Deserializer | None:
@@ -95,7 +110,10 @@ def _translate_unary(calls: ActiveCalls, behavior: Behavior) -> Behavior:
     async def translated(request: Any, context: Context) -> Any:
         try:
             request = await _parsed(request)
-            return await behavior(request, context)
+            response = await behavior(request, context)
+            if isinstance(response, bytes):
+                calls.hold(len(response))  # until it is read, which its caller may not do
+            return response
         except Exception as error:
             await abort_with(error, context)
         except asyncio.CancelledError:

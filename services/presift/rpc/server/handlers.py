@@ -15,6 +15,7 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behavior = Callable[..., Any]
 Deserializer = Callable[[bytes], Any]
+Serializer = Callable[[Any], bytes]
 
 # Methods of grpc.health.v1: open to every caller. Checks are not counted, watches apart from other calls.
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
@@ -34,11 +35,17 @@ def error_handler(error: PresiftError) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def with_behavior(handler: Any, change: Callable[[Behavior], Behavior], deserialize: Deserializer | None) -> Handler:
-    """`handler` with a changed behavior and another deserializer, for a method of any kind."""
+def with_behavior(
+    handler: Any,
+    change: Callable[[Behavior], Behavior],
+    deserialize: Deserializer | None,
+    serialize: Serializer | None = None,
+) -> Handler:
+    """`handler` with a changed behavior, another deserializer and, if given, another serializer, for a method of any
+    kind."""
     kind = f"{_cardinality(handler.request_streaming)}_{_cardinality(handler.response_streaming)}"
     make = getattr(grpc, f"{kind}_rpc_method_handler")
-    return cast("Handler", make(change(getattr(handler, kind)), deserialize, handler.response_serializer))
+    return cast("Handler", make(change(getattr(handler, kind)), deserialize, serialize or handler.response_serializer))
 
 
 def with_request_stream(handler: Any, change: Callable[[Behavior], Behavior]) -> Handler:

@@ -19,6 +19,7 @@ from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.domain.ports import MaskRejected, Score
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
+from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
@@ -62,7 +63,7 @@ def ids_of(backend, text):
 
 
 async def score(port, backends, policy, *, text=TEXT, protected=(), include_importance=False):
-    draft = CrossVocabularyDraft(port, VocabularyBridge(*backends))
+    draft = CrossVocabularyDraft(port, VocabularyBridge(*backends), TokenizingLimit())
     asked = {"include_importance": include_importance, "deadline": DEADLINE}
     return await draft.score(ids_of(backends[0], text), policy, protected, **asked)
 
@@ -170,7 +171,7 @@ async def test_protected_spans_beyond_the_capacity(bpe, words):
 async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
     port = Port()
     with pytest.raises(InvalidRequest):
-        await CrossVocabularyDraft(port, VocabularyBridge(bpe, words)).score(
+        await CrossVocabularyDraft(port, VocabularyBridge(bpe, words), TokenizingLimit()).score(
             ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, deadline=NO_DEADLINE
         )
     assert port.calls == []

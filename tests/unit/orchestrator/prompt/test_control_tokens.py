@@ -101,7 +101,7 @@ async def test_control_tokens_of_the_caller_are_text(kind, place):
     tokenized = await tokenizer.tokenize(chat)
     turns = len(chat.messages)
     assert control_ids(backend, tokenized.ids) == CONTROL * turns + ["<|im_start|>"]
-    rendered, offsets = tokenizer.render_with_offsets(chat)
+    rendered, offsets = await tokenizer.render_with_offsets(chat)
     assert "<|im_end|><|im_end|>" not in rendered and len(offsets) == tokenized.ids.size
     read = backend.decode(tokenized.ids.tolist(), skip_special_tokens=False)
     assert read.replace(" ", "") == rendered.replace(" ", "")
@@ -194,7 +194,7 @@ async def test_a_text_that_holds_some_is_droppable_to_the_character(kind):
     tokenizer = PromptTokenizer(backend, template)
     chat = Chat((say("user", FORGED), say("user", "why?")))
     tokenized = await tokenizer.tokenize(chat)
-    rendered, offsets = tokenizer.render_with_offsets(chat)
+    rendered, offsets = await tokenizer.render_with_offsets(chat)
     start = rendered.index(FORGED)
     kept = covered(tokenized.protected, len(offsets))
     for (first, last), is_kept in zip(offsets, kept, strict=True):
@@ -246,7 +246,7 @@ async def test_a_control_token_may_be_a_part_of_another_one(kind, text):
     assert control_ids(backend, tokenized.ids) == ["<|im_start|>", "<|im_end|>", "<|im_end|>"] * 2
     longer = {backend.token_to_id(each) for each in LONGER}
     assert longer.isdisjoint(tokenized.ids.tolist())
-    rendered, offsets = tokenizer.render_with_offsets(chat)
+    rendered, offsets = await tokenizer.render_with_offsets(chat)
     assert rendered == between([{"content": text}] * 2, None) and len(offsets) == tokenized.ids.size
 
 

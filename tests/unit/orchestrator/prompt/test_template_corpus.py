@@ -168,7 +168,7 @@ def outcome(model: Model, body: Body) -> str:
         assert all(text not in refusal.message for text in _strings(body["messages"]) if len(text) > 10)
         assert (expected is None) == (refusal.field == "prompt.chat")
         return f"refused: {refusal.message}"
-    rendered, offsets = model.tokenizer.render_with_offsets(chat)
+    rendered, offsets = asyncio.run(model.tokenizer.render_with_offsets(chat))
     assert rendered == expected
     ids = tokenized.ids.tolist()
     read = model.tokenizer.backend.decode(ids, skip_special_tokens=False)

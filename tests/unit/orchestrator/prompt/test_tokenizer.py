@@ -153,7 +153,7 @@ async def test_only_documents_are_droppable_in_any_unicode(bpe, turns, text):
     prompt = Chat(tuple(Message(role, tuple(parts)) for role, parts in turns), ('{"name": "töol"}',))
     tokenizer = PromptTokenizer(bpe, template)
     tokenized = await tokenizer.tokenize(prompt)
-    rendered, offsets = tokenizer.render_with_offsets(prompt)
+    rendered, offsets = await tokenizer.render_with_offsets(prompt)
     droppable = documents_in(rendered, prompt)
     free = ~covered(tokenized.protected, len(offsets))
     assert free.tolist() == [all(at in droppable for at in range(*held)) for held in offsets]
@@ -302,12 +302,12 @@ async def test_dropped_characters_shift_nothing(stripping_bpe):
     assert tokenized.protected == () and stripping_bpe.decode(tokenized.ids.tolist()) == "The fox"
 
 
-def test_offsets_lie_in_the_rendered_prompt(bpe):
+async def test_offsets_lie_in_the_rendered_prompt(bpe):
     tokenizer = PromptTokenizer(bpe, template)
     prompt = chat(("user", "naïve 😀"))
-    rendered, offsets = tokenizer.render_with_offsets(prompt)
+    rendered, offsets = await tokenizer.render_with_offsets(prompt)
     assert rendered == tokenizer.render(prompt)
-    assert offsets[0] == (0, len("<|im_start|>")) and offsets[-1][1] == len(rendered)
+    assert offsets[0].tolist() == [0, len("<|im_start|>")] and offsets[-1][1] == len(rendered)
 
 
 async def test_a_text_that_begins_with_the_first_token_begins_with_it_once(framed_bpe):

@@ -9,7 +9,14 @@ from tokenizers import Tokenizer, models
 from presift.core.errors import PromptTooLong
 from presift.core.limits import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS
 from presift.orchestrator.prompt import tokenizing_limit as module
-from presift.orchestrator.prompt.tokenizing_limit import SHORT_BYTES, TokenizingLimit, byte_count, check_length
+from presift.orchestrator.prompt.tokenizing_limit import (
+    MAX_TEXT_BYTES,
+    SHORT_BYTES,
+    TokenizingLimit,
+    byte_count,
+    check_length,
+    check_text_length,
+)
 
 MIB = 2**20
 
@@ -98,6 +105,26 @@ def test_a_text_with_too_many_tokens_is_refused_before_all_are_in_memory(monkeyp
     with pytest.raises(PromptTooLong, match="more than 200000 tokens"):
         check_length(counting, "a" * 8_000_000, 8_000_000)
     assert sum(map(len, seen)) < 300_000
+
+
+def test_a_text_of_many_bytes_is_refused_although_its_tokens_are_few():
+    backend = Tokenizer(models.BPE({"a": 0}, []))
+    check_length(backend, "\u2500" * (MAX_TEXT_BYTES // 3), MAX_TEXT_BYTES)
+    with pytest.raises(PromptTooLong, match=f"{MAX_TEXT_BYTES + 3} bytes of UTF-8"):
+        check_length(backend, "\u2500" * (MAX_TEXT_BYTES // 3 + 1), MAX_TEXT_BYTES + 3)
+
+
+def test_ids_of_a_text_of_many_bytes_are_refused_before_all_of_it_is_in_memory():
+    backend, seen = Tokenizer(models.WordLevel({"a" * 4096: 0}, "?")), []
+    check_text_length(backend, [0] * 2000)
+    counting = type(
+        "Counting",
+        (),
+        {"decode_batch": lambda _, ids, **options: seen.append(len(ids[0])) or backend.decode_batch(ids, **options)},
+    )()
+    with pytest.raises(PromptTooLong, match="tokens is text of more than"):
+        check_text_length(counting, [0] * 1_000_000)
+    assert sum(seen) < 20_000
 
 
 def test_text_is_measured_in_bytes():

@@ -79,7 +79,7 @@ async def dropped(bpe, shape, chat):
     """The droppable texts, in one string, and the warnings."""
     tokenizer = PromptTokenizer(bpe, shape)
     tokenized = await tokenizer.tokenize(chat)
-    rendered, offsets = tokenizer.render_with_offsets(chat)
+    rendered, offsets = await tokenizer.render_with_offsets(chat)
     free = np.flatnonzero(~covered(tokenized.protected, len(offsets)))
     return "".join(rendered[slice(*offsets[at])] for at in free), tokenized.warnings
 

@@ -123,3 +123,29 @@ async def test_the_bytes_of_a_large_message_are_freed_once_it_is_parsed():
     """gRPC keeps what the deserializer returned until the call ends."""
     large = error_interceptor._Unparsed(lambda: "message")
     assert await error_interceptor._parsed(large) == "message" and large.parse is None
+
+
+class Serializing(draft_pb2_grpc.DraftServiceServicer):
+    """Answers `answer`, which is already bytes."""
+
+    answer = b""
+
+    async def Score(self, request, context):
+        return self.answer
+
+
+async def test_a_response_that_is_already_serialized_counts_until_it_is_sent():
+    """Nobody else counts it, and its caller may not read it."""
+    options = ServerOptions("127.0.0.1:0", max_received_bytes=1000, max_message_bytes=1000)
+    servicer, server = Serializing(), GrpcServer(options, [])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub, small = draft_pb2_grpc.DraftServiceStub(channel), draft_pb2.ScoreResponse(importance=[0.5] * 40)
+        servicer.answer = small.SerializeToString()
+        assert [await stub.Score(draft_pb2.ScoreRequest()) for _ in range(20)] == [small] * 20
+        servicer.answer = draft_pb2.ScoreResponse(importance=[0.5] * 400).SerializeToString()
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await stub.Score(draft_pb2.ScoreRequest())
+    assert error_of(failure.value).field == "received_bytes"
+    await server.grpc.stop(0)

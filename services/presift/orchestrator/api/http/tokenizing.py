@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 from presift.core.errors import InvalidRequest, PromptTooLong
@@ -18,7 +19,7 @@ from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.api.http.translation import Translated, TranslatedNames
 from presift.orchestrator.domain.limits import TEXT
 from presift.orchestrator.prompt.raw_tokens import decode, encode, token_strings
-from presift.orchestrator.prompt.tokenizing_limit import byte_count, check_length
+from presift.orchestrator.prompt.tokenizing_limit import byte_count, check_length, check_text_length
 
 # With `messages` the chat template writes the special tokens.
 _OF_TEXTS = ("add_special_tokens", "prompt", "return_token_strs")
@@ -104,6 +105,7 @@ class TokenEndpoints:
 
         def work() -> dict[str, Any]:
             lists, is_list = _id_lists(body.tokens)
+            check_text_length(self._adapter.tokenizer, list(chain.from_iterable(lists)))
             skips = body.skip_special_tokens
             texts = [decode(self._adapter.tokenizer, ids, skip_special_tokens=skips) for ids in lists]
             text = texts if is_list else texts[0]
