@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
+from presift.orchestrator.api.http.sse import Reply
 from presift.orchestrator.pipeline.events import Delta
+from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.v1 import target_pb2
 
 from ..fakes.openai_door import MODEL
@@ -136,3 +138,19 @@ async def test_a_stream_keeps_nothing_of_what_it_has_sent(monkeypatch):
     chunks = await ScriptedDoor(events).chat(stream=True, logprobs=True, stream_options=options)
     assert not kept and "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "abc"
     assert [chunk.usage.completion_tokens for chunk in chunks] == [2, 3, 3, 3]
+
+
+async def test_a_response_replaces_what_it_was_made_of():
+    answers = AnswerBytes(LIMIT)
+
+    async def send(message):
+        pass
+
+    reply = Reply(send)
+    with answers.call("acme", reply.drop) as reply.waiting:
+        reply.hold(700)
+        reply.hold(300)
+        assert answers.held == 1000
+        await reply.send_bytes(200, b"x" * 1200)
+        assert answers.held == 1200
+    assert answers.held == 0
