@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from presift.core.errors import DeadlineExceeded, PermissionDenied
@@ -140,6 +139,10 @@ class Answering:
         await reply.send_bytes(200, raw, {DECISION_HEADER: header})
 
 
+def _size_of(event: Event) -> int:
+    return _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event) + _PIECE_BYTES
+
+
 class _Kept:
     """Counts the memory of what a renderer keeps. The pipeline counts an event until it is asked for the next one, so
     one counts here from then on. `size` is the sum, in bytes."""
@@ -149,11 +152,10 @@ class _Kept:
         self._uncounted = 0
         self.size = 0
 
-    def add(self, event: Event) -> None:
-        """Raises Overloaded."""
+    def add(self, size: int) -> None:
+        """An event of `size` bytes is kept from now on. Raises Overloaded."""
         if self._uncounted >= _COUNTED_AT_ONCE:
             self.count()
-        size = _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event) + _PIECE_BYTES
         self._uncounted += size
         self.size += size
 
@@ -166,7 +168,7 @@ class _Kept:
 async def _send_whole(events: AsyncGenerator[NumberedEvent, None], asked: Asked, reply: Reply) -> None:
     renderer, kept = asked.renderer, _Kept(reply)
     async for number, event in events:
-        kept.add(event)
+        kept.add(_size_of(event))
         renderer.add(number, event)
     # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
     first = next(renderer.answers.reports)
@@ -197,25 +199,30 @@ class _Streamed:
 
     def __init__(self, asked: Asked, reply: Reply) -> None:
         self._asked, self._reply = asked, reply
-        self._kept = _Kept(reply)
+        self._renderer, self._kept = asked.renderer, _Kept(reply)
+        view = asked.renderer.view
+        self._shows_prompt = view.needs_prompt or view.prompt_logprobs
         # The choices of which something was sent: the number of the prompt, and theirs.
         self._begun = set[tuple[int, int]]()
 
     async def send(self, number: int, event: Event) -> None:
-        if self._asked.renderer.keeps_stream:
-            self._kept.add(event)
-        size = 0 if isinstance(event, Decision) else self._size(number, event)
-        for lines in await in_thread_if_large(size, partial(self._lines, number, event)):
+        """Raises Overloaded for an event that is kept."""
+        size = _size_of(event)
+        if self._renderer.keeps_stream:
+            self._kept.add(size)
+        if self._shows_prompt and not isinstance(event, Decision):
+            size += self._prompt_size(number, event)
+        for lines in await in_thread_if_large(size, lambda: self._lines(number, event)):
             await self._reply.send_lines(lines)
 
     def _lines(self, number: int, event: Event) -> list[bytes]:
-        return [self._reply.event_lines(chunk) for chunk in self._asked.renderer.chunks(number, event)]
+        return [self._reply.event_lines(chunk) for chunk in self._renderer.chunks(number, event)]
 
-    def _size(self, number: int, event: Delta | Report) -> int:
-        size, view = held_bytes(event), self._asked.renderer.view
-        if view.prompt_logprobs and isinstance(event, Report):
-            size += self._kept.size  # all answers, with the last report
-        if view.needs_prompt and (number, event.choice) not in self._begun:
+    def _prompt_size(self, number: int, event: Delta | Report) -> int:
+        size = 0
+        if self._renderer.view.prompt_logprobs and isinstance(event, Report):
+            size += self._kept.size  # all answers come with the last report
+        if (number, event.choice) not in self._begun:
             self._begun.add((number, event.choice))
             size += self._asked.bytes_in_choice(number)
         return size
