@@ -22,7 +22,7 @@ import presift
 from presift.core import limits as core_limits
 from presift.core.limits import Limit
 from presift.draft import limits as draft_limits
-from presift.orchestrator.api.http import body, requests
+from presift.orchestrator.api.http import body, repeated_prompts, requests
 from presift.orchestrator.domain import limits as domain_limits
 from presift.orchestrator.domain import request as domain_request
 from presift.rpc import limits as rpc_limits
@@ -42,6 +42,8 @@ FIXED_BYTES = 64 * 2**20
 BYTES_PER_BYTE = 96
 # Measured: 830 of a token that becomes a span, in memory and as a message.
 _BYTES_PER_SPAN = 1200
+# Measured: a token id of 4 bytes takes 128 in each of 128 choices.
+_BYTES_PER_REPEATED = 4096
 
 Row = tuple[str, str]
 Table = tuple[Limit, ...]
@@ -429,6 +431,17 @@ MORE = (
         "prompt.chat.messages.parts, each a bare string",
         domain_limits.MAX_PARTS,
         lambda n: _chat_body(messages=[_user(["a"] * n)]),
+    ),
+    _other(
+        HTTP,
+        "bytes of repeated prompts: token ids in each of 128 choices",
+        repeated_prompts.MAX_REPEATED_BYTES,
+        lambda n: _completion(
+            prompt=[LETTER] * (n // (128 * domain_request.MAX_CHOICES)),
+            n=domain_request.MAX_CHOICES,
+            return_prompt_token_ids=True,
+        ),
+        bytes_per_byte=_BYTES_PER_REPEATED,
     ),
     _other(HTTP, "prompts", requests.MAX_PROMPTS, lambda n: _completion(prompt=[[LETTER]] * n)),
     _other(GENERATE, "fields", field_count.MAX_FIELDS - 16, _small_messages, outcome="INVALID_REQUEST"),

@@ -56,7 +56,7 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
                 # Without aclosing, a cancelled call would leave the abort to the garbage collector.
                 async with aclosing(engine.generate(parsed)) as events:
                     async for event in events:
-                        yield self._response(event, measure, engine)
+                        yield await self._response(event, measure, engine)
             finally:
                 if measure.finished is None:
                     metrics.count("presift.target.aborted")
@@ -110,14 +110,16 @@ class TargetServicer(target_pb2_grpc.TargetServiceServicer):
             return None
         return target_pb2.TargetLoad(running=load.running, waiting=load.waiting, free_kv_tokens=load.free_kv_tokens)
 
-    def _response(
+    async def _response(
         self, event: Event, measure: RequestMetrics, engine: Engine
     ) -> target_pb2.TargetServiceGenerateResponse:
         measure.on_token()
         if isinstance(event, AnswerDelta):
             return target_pb2.TargetServiceGenerateResponse(delta=answer_codec.delta_to_wire(event))
         measure.finished = event
-        usage = _usage(event, measure, self._replica, self._load(engine))
+        load, mask = self._load(engine), event.kv_mask
+        size = answer_codec.LOGPROB_BYTES * len(event.prompt_logprobs) + (0 if mask is None else mask.kept.size // 8)
+        usage = await in_thread_if_large(size, lambda: _usage(event, measure, self._replica, load))
         return target_pb2.TargetServiceGenerateResponse(usage=usage)
 
     def _ready(self) -> Engine:

@@ -1,19 +1,26 @@
 """Large gRPC messages are read and made outside the event loop, by every service."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grpc
+import numpy as np
 import pytest
 
+from presift.core.answer import TokenLogprob
 from presift.core.errors import InvalidRequest
+from presift.core.generation import FinishReason
+from presift.core.masks import KvMask
 from presift.draft import servicer as draft_servicer
 from presift.orchestrator.api.grpc import servicer
-from presift.orchestrator.backends import target_request
+from presift.orchestrator.backends import target_client, target_request
 from presift.rpc.large_input import received_bytes
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target import servicer as target_servicer
 from presift.target.admission import Admission
+from presift.target.engine import Finished
+from presift.target.request_metrics import RequestMetrics
 from presift.v1 import draft_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
 from ...echo_engine import EchoEngine
@@ -78,3 +85,35 @@ async def test_a_target_reads(noted, ids, in_loop):
             assert (await refusal_of(asked)).reason == "PROMPT_TOO_LONG"
     await server.grpc.stop(0)
     assert noted.seen == {"check_fits": in_loop}
+
+
+@pytest.mark.parametrize(("tokens", "in_loop"), [(4, True), (1000, False)], ids=["few", "many"])
+async def test_an_orchestrator_reads_and_sends_log_probabilities_of_the_prompt(open_house, noted, tokens, in_loop):
+    noted(target_client, "usage_from_wire")
+    noted(servicer, "event_to_wire")
+    house = await open_house()
+
+    def spoil(usage):
+        usage.prompt_logprobs.extend(target_pb2.TokenLogprob(token_id=each) for each in range(tokens))
+
+    house.target.spoil = spoil
+    sampling = {"top_logprobs": 0, "prompt_logprobs": True}
+    answer = await house.ask([200] * 4, route=plan_pb2.ROUTE_FULL, sampling=sampling)
+    assert len(answer.usage.prompt_logprobs) == tokens
+    assert noted.seen == {"usage_from_wire": in_loop, "event_to_wire": in_loop}
+
+
+FINISHED = Finished(4, 0, 1, FinishReason.STOP, kv_tokens=4)
+USAGES = {
+    "small": (replace(FINISHED, prompt_logprobs=(TokenLogprob(1, None),)), True),
+    "logprobs": (replace(FINISHED, prompt_logprobs=(TokenLogprob(1, -1.0),) * 1000), False),
+    "mask": (replace(FINISHED, kv_mask=KvMask(np.ones((4, 4, 2**16), dtype=np.bool_))), False),
+}
+
+
+@pytest.mark.parametrize(("finished", "in_loop"), USAGES.values(), ids=USAGES)
+async def test_a_target_sends_usage(noted, finished, in_loop):
+    noted(target_servicer, "_usage")
+    sent = await target_servicer.TargetServicer(Admission(4, 4))._response(finished, RequestMetrics(), EchoEngine())
+    assert len(sent.usage.prompt_logprobs) == len(finished.prompt_logprobs)
+    assert noted.seen == {"_usage": in_loop}

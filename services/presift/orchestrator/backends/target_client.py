@@ -37,7 +37,7 @@ from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import answer_codec
 from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
-from presift.rpc.large_input import in_thread_if_large
+from presift.rpc.large_input import LARGE_BYTES, in_thread_if_large
 from presift.rpc.pool.balancer import least_loaded, within_bound
 from presift.rpc.pool.quarantine import Quarantine, digest_of
 from presift.rpc.pool.replica import Replica, ReplicaStatus
@@ -335,9 +335,10 @@ class TargetCall:
         )
 
     async def _usage(self, usage: target_pb2.TargetUsage, replica: _Target, migrated_at: int) -> Usage:
-        # A KV mask of 16 MiB takes 128 MiB and a second.
-        in_thread = usage.HasField("kv_mask")
-        found = await asyncio.to_thread(usage_from_wire, usage) if in_thread else usage_from_wire(usage)
+        # A KV mask of 16 MiB takes 128 MiB and a second; so do the log probabilities of 65,536 tokens of the prompt.
+        has_mask = usage.HasField("kv_mask")
+        size = LARGE_BYTES if has_mask else answer_codec.LOGPROB_BYTES * len(usage.prompt_logprobs)
+        found = await in_thread_if_large(size, lambda: usage_from_wire(usage))
         if migrated_at:
             found = _of_whole_answer(found, migrated_at)
         return found if self._pool.is_alone or found.replica else replace(found, replica=replica.name)

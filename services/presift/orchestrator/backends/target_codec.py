@@ -35,7 +35,8 @@ def _reasons(reply: target_pb2.TargetServiceGetInfoResponse) -> dict[Route, str]
 
 def usage_from_wire(usage: target_pb2.TargetUsage) -> Usage:
     """An unknown finish reason becomes STOP. Numbers out of range are dropped, see `measured`. Raises TargetUnavailable
-    for an invalid KV mask, and InvalidRequest for one that is too large. A mask takes long: use a thread for it."""
+    for an invalid KV mask, and InvalidRequest for one that is too large. A mask takes long, and so do the log
+    probabilities of a long prompt: use a thread for them."""
     return Usage(
         prompt_tokens=usage.prompt_tokens,
         kv_tokens=usage.kv_tokens,

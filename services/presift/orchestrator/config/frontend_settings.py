@@ -165,7 +165,7 @@ class AdmissionSettings(BaseModel):
         int,
         Field(
             ge=1,
-            description="maximum memory of unread answers, MiB; above it presift ends answers whose callers do not"
-            " read, first those of tenants with more than a quarter",
+            description="maximum memory of answers that are not sent or not read, MiB; above it presift ends answers"
+            " whose callers do not read, first those of tenants with more than a quarter",
         ),
     ] = 256

@@ -161,7 +161,7 @@ class Pipeline:
             )
             return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
 
-        held = Held(partial(self.parts.answer_bytes.waiting, request.tenant), held_bytes)
+        held = Held(partial(self.parts.answer_bytes.part, request.tenant), held_bytes)
         return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
 
     async def _decoded(

@@ -5,6 +5,8 @@ is read may take all the room. If every caller has read within 5 s, it ends the 
 it ends instead the least recently read answer of at least its size: otherwise a few callers that read a little now and
 then would end everybody's streams. Answers of tenants above a quarter of the bound end before all others. An answer
 that is larger than the bound may wait alone.
+
+All that an HTTP call holds is one answer: what its pipelines have read ahead, and what its response is made of.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from presift.core.errors import Overloaded
 
@@ -35,7 +38,7 @@ class WaitingAnswer:
     def __init__(self, answers: AnswerBytes, tenant: str | None, drop: Drop) -> None:
         self._answers = answers
         self.tenant = tenant
-        self.drop = drop
+        self.drops = [drop]
         self.held = 0
         self.read_at_s = 0.0
 
@@ -46,6 +49,28 @@ class WaitingAnswer:
     def record_read(self) -> None:
         """The caller has read a part of what counts as a whole."""
         self._answers.change(self, 0)
+
+
+class AnswerPart:
+    """What waits of a part of `whole`, in bytes."""
+
+    def __init__(self, whole: WaitingAnswer) -> None:
+        self._whole = whole
+        self._held = 0
+
+    def add(self, more: int) -> None:
+        """As `WaitingAnswer.add`."""
+        self._held += more
+        self._whole.add(more)
+
+    def end(self) -> None:
+        """Nothing more waits of it."""
+        if self._held:
+            self.add(-self._held)
+
+
+# The answer of the call that is being served. Its parts wait as one: a caller reads them all, or none.
+_of_call: ContextVar[WaitingAnswer | None] = ContextVar("_of_call", default=None)
 
 
 class AnswerBytes:
@@ -74,6 +99,33 @@ class AnswerBytes:
         finally:
             self._forget(answer)
 
+    @contextmanager
+    def call(self, tenant: str | None, drop: Drop) -> Iterator[WaitingAnswer]:
+        """The same for a whole call: what `part` counts within the block, and in tasks that begin in it, belongs to it,
+        and its drops are called too."""
+        with self.waiting(tenant, drop) as answer:
+            token = _of_call.set(answer)
+            try:
+                yield answer
+            finally:
+                _of_call.reset(token)
+
+    @contextmanager
+    def part(self, tenant: str | None, drop: Drop) -> Iterator[WaitingAnswer | AnswerPart]:
+        """Count a part of the call's answer; outside a `call`, an answer of its own."""
+        whole = _of_call.get()
+        if whole is None:
+            with self.waiting(tenant, drop) as answer:
+                yield answer
+            return
+        part = AnswerPart(whole)
+        whole.drops.append(drop)
+        try:
+            yield part
+        finally:
+            whole.drops.remove(drop)
+            part.end()
+
     def change(self, answer: WaitingAnswer, more: int) -> None:
         """See `WaitingAnswer.add`."""
         if answer not in self._open:
@@ -93,7 +145,8 @@ class AnswerBytes:
             error = Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
             self._forget(each)
             self._on_end()
-            each.drop(error)
+            for drop in tuple(each.drops):
+                drop(error)
 
     def _to_end(self, adding: WaitingAnswer) -> Iterator[WaitingAnswer]:
         """The answers in the order in which they end until there is room for `adding`: those above the whole bound,

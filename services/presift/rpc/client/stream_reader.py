@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import Overloaded
-from presift.rpc.client.answer_bytes import Drop, WaitingAnswer
+from presift.rpc.client.answer_bytes import AnswerPart, Drop, WaitingAnswer
 
 T = TypeVar("T")
 # Pieces -> the same content in fewer pieces.
@@ -31,10 +31,10 @@ MAX_PIECES = 64
 
 @dataclass(frozen=True, slots=True)
 class Held(Generic[T]):
-    """Counts what waits: `open` as `AnswerBytes.waiting` does, by the bytes that `measure` gives for a piece. Joined
+    """Counts what waits: `open` as `AnswerBytes.part` does, by the bytes that `measure` gives for a piece. Joined
     pieces must have the bytes of all of them."""
 
-    open: Callable[[Drop], AbstractContextManager[WaitingAnswer]]
+    open: Callable[[Drop], AbstractContextManager[WaitingAnswer | AnswerPart]]
     measure: Callable[[T], int]
 
 
@@ -45,7 +45,7 @@ class _Buffer(Generic[T]):
         self._error: Overloaded | None = None
         # The bytes of the piece that the consumer works on.
         self._taken = 0
-        self.answer: WaitingAnswer | None = None
+        self.answer: WaitingAnswer | AnswerPart | None = None
         self._pieces: deque[T] = deque()
         self._ready = asyncio.Event()
         self._has_ended = False

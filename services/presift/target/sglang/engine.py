@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -107,7 +107,7 @@ class SglangEngine(Engine):
             # Closing SGLang's generator aborts the request in the scheduler.
             async with aclosing(self._manager.generate_request(message)) as answers:
                 async for answer in answers:
-                    for event in reader.events(answer):
+                    for event in await _events(reader, answer):
                         yield event
 
     async def died(self) -> str:
@@ -213,6 +213,13 @@ class SglangEngine(Engine):
     def _kill_children(self) -> None:
         own = processes.children() - self._other_children if self._own_children is None else self._own_children
         processes.kill(own)
+
+
+async def _events(reader: AnswerReader, answer: dict[str, Any]) -> Iterable[Event]:
+    """The events of a message. All requests share the event loop, so what takes long is read in a thread."""
+    if not reader.takes_long(answer):
+        return reader.events(answer)
+    return await asyncio.to_thread(lambda: list(reader.events(answer)))
 
 
 def _why_no_seeds() -> str:

@@ -18,6 +18,8 @@ from presift.target.sglang_plugin import custom_params
 
 # SGLang's value for the whole vocabulary. A larger one overflows int32 and would end the scheduler.
 _TOP_K_ALL = 1 << 30
+# So many take about a millisecond to read.
+_LONG_PROMPT_TOKENS, _LONG_MASK_CHARACTERS = 128, 2**16
 _SAME_NAME = ("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_new_tokens")
 
 
@@ -78,7 +80,19 @@ class AnswerReader:
         self._parser = parsers.answer_parser(request, prepared)
         self._stop = StopStrings(request.sampling.stop)
         self._report: dict[str, Any] | None = None
-        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        # SGLang's lists. Every message has all of them: they are read at the end, once.
+        self._of_prompt: tuple[Any, Any] = ((), None)
+
+    def takes_long(self, answer: dict[str, Any]) -> bool:
+        """Whether `events` takes a millisecond or more: for the last message of an answer with many log
+        probabilities of the prompt or a large mask."""
+        meta = answer["meta_info"]
+        if not meta["finish_reason"]:
+            return False
+        reports = filter(None, (self._report, *(meta.get(custom_params.KEY) or ())))
+        mask = max((len(report["kv_mask"]["kept"]) for report in reports if report["kv_mask"]), default=0)
+        logprobs = max(len(self._of_prompt[0]), len(meta.get("input_token_logprobs") or ()))
+        return mask >= _LONG_MASK_CHARACTERS or logprobs >= _LONG_PROMPT_TOKENS
 
     def events(self, answer: dict[str, Any]) -> Iterator[Event]:
         """The events of one message. Raises TargetUnavailable if SGLang aborted the request, InvalidRequest if it
@@ -96,7 +110,7 @@ class AnswerReader:
         if reason and token_ids and token_ids[-1] == reason.get("matched"):
             token_ids = token_ids[:-1]
         if self._request.sampling.prompt_logprobs and meta.get("input_token_logprobs"):
-            self._prompt_logprobs = token_logprobs(meta["input_token_logprobs"], meta.get("input_top_logprobs"))
+            self._of_prompt = meta["input_token_logprobs"], meta.get("input_top_logprobs")
         logprobs = token_logprobs(meta.get("output_token_logprobs"), meta.get("output_top_logprobs"))
         parsed = None if self._parser is None else self._parsed(self._parser, answer["text"], reason)
         if token_ids or parsed:
@@ -123,7 +137,7 @@ class AnswerReader:
             "completion_tokens": meta["completion_tokens"],
             "reason": end,
             "reasoning_tokens": meta.get("reasoning_tokens") or 0,
-            "prompt_logprobs": self._prompt_logprobs,
+            "prompt_logprobs": token_logprobs(*self._of_prompt),
         }
         if self._report is not None:
             # SGLang's own counts refer to the entry, not to the prompt.

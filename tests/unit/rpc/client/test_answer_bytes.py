@@ -208,3 +208,44 @@ async def test_what_is_read_counts_no_more():
             await anext(pieces)
             assert answers.held == left
     assert answers.held == 0 and stream.cancelled.is_set()
+
+
+def test_the_parts_of_a_call_are_one_answer():
+    """Or a call that is alone would have to make room for itself, and its small parts would end other answers."""
+    answers = Answers(100)
+    errors, other = answers.errors, answers.open("other")
+
+    def counted(count, name):
+        return answers.exit.enter_context(count("a", partial(errors.__setitem__, name)))
+
+    call = counted(answers.bytes.call, "call")
+    pieces, more = counted(answers.bytes.part, "pieces"), counted(answers.bytes.part, "more")
+    call.add(50)
+    pieces.add(80)
+    more.add(20)
+    assert not errors and call.held == answers.bytes.held == 150
+    more.add(-20)
+    pieces.add(-70)
+    assert answers.bytes.held == 60
+    other.add(39)
+    answers.wait(STALLED_S / 2)
+    more.add(2)
+    assert list(errors) == ["call", "pieces", "more"] and answers.bytes.held == 39
+    pieces.add(10)
+    answers.exit.close()
+    assert answers.bytes.held == 0 and not answers.bytes._open
+
+
+def test_a_part_that_ends_is_forgotten():
+    answers = Answers(100)
+    with answers.bytes.call("a", lambda _: None) as call:
+        with answers.bytes.part("a", lambda _: None) as part:
+            part.add(30)
+            part.add(-10)
+            assert call.held == 20
+        assert call.held == 0 and len(call.drops) == 1
+        call.add(5)
+    assert answers.bytes.held == 0
+    with answers.bytes.part("a", lambda _: None) as alone:
+        alone.add(7)
+        assert answers.bytes.held == 7, "outside a call it is an answer of its own"

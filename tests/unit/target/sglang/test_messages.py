@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +27,7 @@ from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.sglang.engine import _events
 from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang, token_logprobs
 from presift.target.sglang.parsers import NO_PARSERS, Prepared
 from presift.target.sglang_plugin import custom_params
@@ -86,6 +89,44 @@ def test_the_prompts_log_probabilities_come_with_the_end() -> None:
     finished = read(message((7,), **of_prompt), message((2,), STOP), request=request)[-1]
     assert isinstance(finished, Finished)
     assert finished.prompt_logprobs == (TokenLogprob(1, None), TokenLogprob(3, -2.0, ((4, -1.0),)))
+
+
+def test_they_are_read_once_although_every_message_has_them() -> None:
+    class Counted(list[Any]):
+        reads = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.reads += 1
+            return super().__iter__()
+
+    of_prompt = Counted([(-2.0, 3, None)])
+    messages = [message((7,), reason, input_token_logprobs=of_prompt) for reason in (None, None, None, STOP)]
+    finished = read(*messages, request=request_of(top_logprobs=0, prompt_logprobs=True))[-1]
+    assert isinstance(finished, Finished) and len(finished.prompt_logprobs) == 1
+    assert of_prompt.reads == 1
+
+
+@pytest.mark.parametrize("tokens", [10, 10_000])
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("has_mask", [False, True])
+async def test_what_takes_long_to_read_is_read_outside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, is_last: bool, has_mask: bool
+) -> None:
+    threads = set()
+    kept = KvMask(np.ones((4, 4, 8 * tokens), dtype=np.bool_))
+    report = REPORT | {"kv_mask": custom_params.mask_to_values(kept)}
+    more = {"presift": [report]} if has_mask else {"input_token_logprobs": [(-2.0, 3, None)] * tokens}
+    reader = AnswerReader(request_of(top_logprobs=0, prompt_logprobs=True), NO_PARSERS, Prepared())
+    read_events = reader.events
+
+    def noting(answer: dict[str, Any]) -> Iterator[Event]:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return read_events(answer)
+
+    monkeypatch.setattr(reader, "events", noting)
+    events = list(await _events(reader, message((7,), STOP if is_last else None, **more)))
+    assert isinstance(events[-1], Finished) == is_last
+    assert threads == {tokens == 10 or not is_last}
 
 
 def test_reasoning_tokens_are_counted_by_sglang() -> None:

@@ -20,8 +20,10 @@ from presift.orchestrator.api.grpc.responses import (
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.caller import Caller, current_caller, sees_whole_service
+from presift.orchestrator.pipeline.events import Event, held_bytes
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
+from presift.orchestrator.routing.decision import Decision
 from presift.rpc import codec
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import in_thread_if_large, received_bytes
@@ -55,7 +57,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         parsed = await in_thread_if_large(size, lambda: request_from_wire(request, caller, salt))
         async with aclosing(self._pipeline.generate(parsed, Deadline.within(context.time_remaining()))) as events:
             async for event in events:
-                yield event_to_wire(event)
+                yield await _to_wire(event)
 
     async def Explain(self, request: orchestrator_pb2.ExplainRequest, context: Context) -> Any:
         """ExplainResponse, already serialized: as a message it takes ten times as much memory until it is read."""
@@ -94,6 +96,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             info.speeds.extend(speed_to_wire(speed) for speed in self._pipeline.stage_costs())
             info.replicas.extend(replica_to_wire(each) for each in self._models.statuses())
         return info
+
+
+async def _to_wire(event: Event) -> orchestrator_pb2.GenerateResponse:
+    """The event as a message. The log probabilities of a prompt, or of deltas that were joined, take long."""
+    size = 0 if isinstance(event, Decision) else held_bytes(event)
+    return await in_thread_if_large(size, lambda: event_to_wire(event))
 
 
 def _caller(context: Context) -> Caller:

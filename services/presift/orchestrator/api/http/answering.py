@@ -17,17 +17,22 @@ from presift.orchestrator.api.http.batches import NumberedEvent, answer_all
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
+from presift.orchestrator.api.http.repeated_prompts import bytes_in_choice, check_repeated
 from presift.orchestrator.api.http.sse import Reply, json_bytes
 from presift.orchestrator.domain.request import Request, Text
-from presift.orchestrator.pipeline.events import Event, held_bytes
+from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
-from presift.rpc.large_input import LARGE_BYTES, in_thread_if_large
+from presift.rpc.large_input import in_thread_if_large
 
 # An answer's place in a response, with its usage and decision, takes as long to make as so much text.
 _EVENT_BYTES = 1024
+# Of each delta that is kept, beside its content: its strings and their places.
+_PIECE_BYTES = 80
+# Fewer bytes are not worth counting one by one.
+_COUNTED_AT_ONCE = 1024
 
 
 class Renderer(Protocol):
@@ -35,6 +40,10 @@ class Renderer(Protocol):
 
     view: View
     answers: Answers
+
+    @property
+    def keeps_stream(self) -> bool:
+        """Whether `chunks` keeps what it gets."""
 
     def add(self, prompt: int, event: Event) -> None:
         """Keep an event for `whole`."""
@@ -61,6 +70,11 @@ class Asked:
     is_stream: bool = False
     explain: Detail | None = None
 
+    def bytes_in_choice(self, number: int) -> int:
+        """The memory of prompt `number` in each choice of the response that shows it."""
+        top_logprobs = self.requests[number].sampling.top_logprobs or 0
+        return bytes_in_choice(self.renderer.view, self.renderer.answers.prompts[number], top_logprobs)
+
 
 class Answering:
     """Carries out what calls ask for."""
@@ -86,14 +100,17 @@ class Answering:
             await self._explain(reply, asked.requests[0], asked.explain, asked.renderer, deadline)
             return
         async with aclosing(self._events(asked, deadline)) as events:
-            await (_stream if asked.is_stream else _send_whole)(events, asked.renderer, reply)
+            await (_stream if asked.is_stream else _send_whole)(events, asked, reply)
 
     async def _events(self, asked: Asked, deadline: Deadline) -> AsyncGenerator[NumberedEvent, None]:
+        of_choice = 0
         merged = answer_all(lambda request: self._pipeline.generate(request, deadline), asked.requests)
         async with aclosing(merged) as events:
             async for number, event in events:
                 if isinstance(event, Decision) and asked.renderer.view.needs_prompt:
                     await self._read_prompt(asked, number)
+                    of_choice += asked.bytes_in_choice(number)
+                    check_repeated(asked.renderer.view, of_choice, asked.renderer.answers.prompts)
                 yield number, event
 
     async def _read_prompt(self, asked: Asked, number: int) -> None:
@@ -122,28 +139,90 @@ class Answering:
         await reply.send_bytes(200, raw, {DECISION_HEADER: header})
 
 
-async def _send_whole(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:
-    size = 0
+def _size_of(event: Event) -> int:
+    return _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event) + _PIECE_BYTES
+
+
+class _Kept:
+    """Counts the memory of what a renderer keeps. The pipeline counts an event until it is asked for the next one, so
+    one counts here from then on. `size` is the sum, in bytes."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._uncounted = 0
+        self.size = 0
+
+    def add(self, size: int) -> None:
+        """An event of `size` bytes is kept from now on. Raises Overloaded."""
+        if self._uncounted >= _COUNTED_AT_ONCE:
+            self.count()
+        self._uncounted += size
+        self.size += size
+
+    def count(self, more: int = 0) -> None:
+        """Count all events, and `more` bytes. Raises Overloaded."""
+        self._reply.hold(self._uncounted + more)
+        self._uncounted = 0
+
+
+async def _send_whole(events: AsyncGenerator[NumberedEvent, None], asked: Asked, reply: Reply) -> None:
+    renderer, kept = asked.renderer, _Kept(reply)
     async for number, event in events:
+        kept.add(_size_of(event))
         renderer.add(number, event)
-        size += _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event)
     # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
     first = next(renderer.answers.reports)
     header = {DECISION_HEADER: decision_header(first.decision)}
-    if renderer.view.needs_prompt:
-        size += LARGE_BYTES  # as long as its prompts
+    shown = sum(asked.bytes_in_choice(number) for number in range(len(asked.requests)))
+    kept.count((renderer.view.choices - 1) * shown)
+    size = kept.size + renderer.view.choices * shown
     raw = await in_thread_if_large(size, lambda: json_bytes(renderer.whole()))
     await reply.send_bytes(200, raw, header)
 
 
-async def _stream(events: AsyncGenerator[NumberedEvent, None], renderer: Renderer, reply: Reply) -> None:
+async def _stream(events: AsyncGenerator[NumberedEvent, None], asked: Asked, reply: Reply) -> None:
+    streamed = _Streamed(asked, reply)
     async with reply.event_stream():
         has_decision = False
         async for number, event in events:
             if isinstance(event, Decision) and not has_decision:
                 has_decision = True
                 if not reply.add_header(DECISION_HEADER, decision_header(event)):
-                    await reply.send_event(renderer.decision_chunk(event))
-            for chunk in renderer.chunks(number, event):
-                await reply.send_event(chunk)
+                    await reply.send_event(asked.renderer.decision_chunk(event))
+            await streamed.send(number, event)
         await reply.send_done()
+
+
+class _Streamed:
+    """The events of a stream as they are sent. What takes long to make is made in a thread: a long prompt, the log
+    probabilities of one, deltas that waited and were joined."""
+
+    def __init__(self, asked: Asked, reply: Reply) -> None:
+        self._asked, self._reply = asked, reply
+        self._renderer, self._kept = asked.renderer, _Kept(reply)
+        view = asked.renderer.view
+        self._shows_prompt = view.needs_prompt or view.prompt_logprobs
+        # The choices of which something was sent: the number of the prompt, and theirs.
+        self._begun = set[tuple[int, int]]()
+
+    async def send(self, number: int, event: Event) -> None:
+        """Raises Overloaded for an event that is kept."""
+        size = _size_of(event)
+        if self._renderer.keeps_stream:
+            self._kept.add(size)
+        if self._shows_prompt and not isinstance(event, Decision):
+            size += self._prompt_size(number, event)
+        for lines in await in_thread_if_large(size, lambda: self._lines(number, event)):
+            await self._reply.send_lines(lines)
+
+    def _lines(self, number: int, event: Event) -> list[bytes]:
+        return [self._reply.event_lines(chunk) for chunk in self._renderer.chunks(number, event)]
+
+    def _prompt_size(self, number: int, event: Delta | Report) -> int:
+        size = 0
+        if self._renderer.view.prompt_logprobs and isinstance(event, Report):
+            size += self._kept.size  # all answers come with the last report
+        if (number, event.choice) not in self._begun:
+            self._begun.add((number, event.choice))
+            size += self._asked.bytes_in_choice(number)
+        return size

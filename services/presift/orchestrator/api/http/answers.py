@@ -25,7 +25,7 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Answer:
-    """One answer so far; `report` is None until it has ended."""
+    """One answer so far: `generated` tokens, and their content if it is kept. `report` is None until it has ended."""
 
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -33,8 +33,10 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     report: Report | None = None
+    generated: int = 0
 
     def add(self, delta: Delta) -> None:
+        self.generated += len(delta.token_ids)
         self.text.append(delta.text)
         self.reasoning.append(delta.reasoning)
         self.token_ids += delta.token_ids
@@ -51,7 +53,7 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int:
-        return len(self.token_ids) if self.report is None else self.report.usage.completion_tokens
+        return self.generated if self.report is None else self.report.usage.completion_tokens
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -96,6 +98,13 @@ class Answers:
             self.all[self.number(prompt, event)].add(event)
         else:
             self.all[self.number(prompt, event)].report = event
+
+    def count(self, prompt: int, event: Event) -> None:
+        """Keep of a Delta only the number of its tokens, and the other events as `add` does."""
+        if isinstance(event, Delta):
+            self.all[self.number(prompt, event)].generated += len(event.token_ids)
+        else:
+            self.add(prompt, event)
 
     @property
     def reports(self) -> Iterator[Report]:

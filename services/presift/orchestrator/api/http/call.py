@@ -118,7 +118,7 @@ class CallHandler:
             try:
                 caller = self.access.admit(headers)
                 path, hold = scope["path_params"], self.access.calls.hold
-                with self.answers.waiting(caller.tenant, reply.drop) as reply.waiting:
+                with self.answers.call(caller.tenant, reply.drop) as reply.waiting:
                     await self.endpoint(Call(headers, receive, reply, caller, client, path, hold))
                     await reply.finish()
             except (Exception, asyncio.CancelledError) as error:

@@ -62,6 +62,11 @@ class Completion(ABC):
         self._created = int(time.time())
         self._begun: set[int] = set()
 
+    @property
+    def keeps_stream(self) -> bool:
+        """Whether `chunks` keeps what it gets: until the end, or reasoning until the content."""
+        return self.view.prompt_logprobs or not self.view.reasoning_in_chunks
+
     def add(self, prompt: int, event: Event) -> None:
         """Keep an event of prompt number `prompt`."""
         self.answers.add(prompt, event)
@@ -72,8 +77,11 @@ class Completion(ABC):
         return self._object(self.whole_kind, choices, usage=self._usage(), presift=self._presift())
 
     def chunks(self, prompt: int, event: Event) -> list[dict[str, Any]]:
-        """An event, added, as the next chunks of a stream. The last one has the decision."""
-        self.add(prompt, event)
+        """An event as the next chunks of a stream. The last one has the decision."""
+        if self.view.prompt_logprobs:
+            self.add(prompt, event)
+        else:
+            self.answers.count(prompt, event)
         if isinstance(event, Decision):
             return []
         number = self.answers.number(prompt, event)

@@ -75,8 +75,8 @@ def do_nothing() -> None:
 class Reply:
     """`is_ending`: the last bytes are being sent; `is_complete`: they were sent. `status` is 0 before anything was
     sent, `error` the code of the error. `names` are those of the request, once its body was read; `format` is the
-    API's. `waiting` counts a whole response until its client has read it, and calls `drop` if it must make room.
-    `abort` closes the connection at once."""
+    API's. `waiting` counts what a response is made of, and a whole one until its client has read it. It calls `drop` if
+    it must make room. `abort` closes the connection at once."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Reply:
         self._drained = drained
         self.abort = abort
         self.waiting: WaitingAnswer | None = None
+        self._held = 0
         self._rest = memoryview(b"")
         self._dropped: Overloaded | None = None
         self._headers: dict[str, str] = {}
@@ -107,6 +108,16 @@ class Reply:
         self._last_s = 0.0
         self._writing = asyncio.Lock()
 
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more of what a response is made of. A whole one counts by itself from `send_bytes` on.
+
+        Raises Overloaded if there is no room for it beside what others hold.
+        """
+        if self.waiting is not None:
+            self._held += size
+            self.waiting.add(size)
+            self._check_not_dropped()
+
     async def send_json(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
         """The whole response."""
         await self.send_bytes(status, json_bytes(body), headers)
@@ -119,7 +130,8 @@ class Reply:
         content = {"content-type": "application/json", "content-length": str(len(raw))}
         async with self._writing:
             if self.waiting is not None:
-                self.waiting.add(len(raw))
+                self.waiting.add(len(raw) - self._held)  # instead of what it was made of
+                self._held = len(raw)
                 self._check_not_dropped()
             await self._start(status, content | dict(headers or {}))
             self._rest = memoryview(raw)
@@ -139,9 +151,10 @@ class Reply:
         self._check_not_dropped()
 
     def drop(self, error: Overloaded) -> None:
-        """Make room for other answers: a whole response that is not read ends."""
+        """Make room for other answers: a whole response that is not read ends. The pipeline of a stream fails, and its
+        client gets the error."""
         self._dropped = error
-        if self._has_begun:
+        if self._has_begun and not self._is_stream:
             self.abort()
 
     @asynccontextmanager
@@ -166,11 +179,28 @@ class Reply:
         return not self._has_begun
 
     async def send_event(self, value: Mapping[str, Any]) -> None:
-        await self._send_line(self._event_lines(value))
+        await self.send_lines(self.event_lines(value))
+
+    def event_lines(self, value: Mapping[str, Any]) -> bytes:
+        """An event as it is sent. Make those of a large one in another thread."""
+        name = self.format.event_name(value)
+        head = f"event: {name}\n" if name else ""
+        lines = f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        return lines.encode("utf-8", "replace")
+
+    async def send_lines(self, lines: bytes, *, ends: bool = False) -> None:
+        """Send events, and wait until the client has read all but what buffers of fixed sizes hold."""
+        async with self._writing:
+            self._last_s = asyncio.get_running_loop().time()
+            if not self.status:
+                await self._start(200, self._headers)
+            await self._write(lines, ends=ends)
+            if not ends:
+                await self._drained()
 
     async def send_done(self) -> None:
         """The end of a stream."""
-        await self._send_line("data: [DONE]\n\n" if self.format.has_done else "", ends=True)
+        await self.send_lines(b"data: [DONE]\n\n" if self.format.has_done else b"", ends=True)
 
     async def send_error(self, error: PresiftError) -> None:
         """An error response or, once a stream has begun, the last event. A complete response stays as it is."""
@@ -180,28 +210,14 @@ class Reply:
         if not self.status:
             await self.send_json(response.status, self.format.error_body(response), response.headers)
         elif not self.is_complete and self._is_stream:
-            await self._send_line("".join(map(self._event_lines, self.format.error_events(response))), ends=True)
-
-    def _event_lines(self, value: Mapping[str, Any]) -> str:
-        name = self.format.event_name(value)
-        head = f"event: {name}\n" if name else ""
-        return f"{head}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+            await self.send_lines(b"".join(map(self.event_lines, self.format.error_events(response))), ends=True)
 
     async def _keep_alive(self, silence_s: float) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(max(0.01, self._last_s + silence_s - clock()))
             if clock() - self._last_s >= silence_s:
-                await self._send_line(": waiting\n\n")
-
-    async def _send_line(self, line: str, *, ends: bool = False) -> None:
-        async with self._writing:
-            self._last_s = asyncio.get_running_loop().time()
-            if not self.status:
-                await self._start(200, self._headers)
-            await self._write(line.encode("utf-8", "replace"), ends=ends)
-            if not ends:
-                await self._drained()
+                await self.send_lines(b": waiting\n\n")
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._has_begun = True

@@ -111,6 +111,9 @@ def chat_body(call: Call, translated: Translated, ignored: Ignored) -> ChatBody:
 class SingleAnswer:
     """The parts that renderers of one answer share."""
 
+    # The last events of a stream have the answer's text, or depend on it.
+    keeps_stream = True
+
     def __init__(self, view: View) -> None:
         self.view = view
         self.answers = Answers([ReadPrompt()], 1)

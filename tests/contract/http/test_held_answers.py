@@ -1,0 +1,156 @@
+"""What a response is made of counts with the answers that wait, from its first token until it was sent."""
+
+import asyncio
+
+import pytest
+
+from presift.orchestrator.api.http.sse import Reply
+from presift.orchestrator.pipeline.events import Delta
+from presift.rpc.client.answer_bytes import AnswerBytes
+from presift.v1 import target_pb2
+
+from ..fakes.openai_door import MODEL
+from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.services import model
+
+LIMIT = 2**20
+
+
+@pytest.fixture
+async def door(open_house, open_door):
+    """Its target answers with as many tokens as are wanted, and then waits for its gate."""
+    house = await open_house(answer_bytes=LIMIT, target=model("target", context_tokens=100_000))
+    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    return await open_door(house)
+
+
+def asked(tokens, **changes):
+    return {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": tokens, "temperature": 0} | changes
+
+
+def held(door):
+    return door.house.pipeline.parts.answer_bytes
+
+
+def most_held(door):
+    """-> a list with the most bytes that were held at once."""
+    answers, most = held(door), [0]
+    count = answers._count
+
+    def counting(answer, more):
+        count(answer, more)
+        most[0] = max(most[0], answers.held)
+
+    answers._count = counting
+    return most
+
+
+async def paused(door, tokens, path="/v1/completions", **changes):
+    """A request of which the target has sent all tokens but not the end."""
+    door.house.target.pause_after, calls = tokens, len(door.house.target.calls)
+    asking = asyncio.create_task(door.post(asked(tokens, **changes), path))
+    await door.house.settle(lambda: len(door.house.target.calls) > calls)
+    before = -1
+    while before != held(door).held or not before:
+        before = held(door).held
+        await asyncio.sleep(0.2)
+    return asking
+
+
+async def test_a_whole_answer_counts_while_it_is_generated(door):
+    asking = await paused(door, 2000)
+    assert 40 * 2000 <= held(door).held <= 200 * 2000
+    door.house.target.gate.set()
+    answer = await asking
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 2000
+    await door.house.settle(lambda: held(door).held == 0)
+
+
+async def test_the_one_ends_that_asks_for_more_than_there_is(door):
+    first = await paused(door, 5000)
+    kept = held(door).held
+    assert LIMIT / 2 < kept < LIMIT
+    door.house.target.pause_after = None
+    refused = await door.post(asked(20_000), "/v1/completions")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["presift"]["field"]) == (429, "unread_answer_bytes")
+    await door.house.settle(lambda: held(door).held == kept)
+    assert (await door.post(asked(10), "/v1/completions")).status_code == 200
+    door.house.target.gate.set()
+    assert (await first).status_code == 200
+
+
+async def test_an_answer_that_is_alone_may_take_more_than_all_room(door):
+    most = most_held(door)
+    answer = await door.post(asked(20_000), "/v1/completions")
+    assert answer.status_code == 200 and most[0] > LIMIT
+
+
+async def test_nothing_counts_twice(door):
+    """Not where the pipeline hands over what it counted, and not where a response replaces what it was made of."""
+    tokens, most = 500, most_held(door)
+
+    def spoil(usage):
+        top = [target_pb2.TopLogprob(token_id=each, logprob=-1) for each in range(20)]
+        each = target_pb2.TokenLogprob(token_id=1, logprob=-1, top=top)
+        usage.prompt_logprobs.extend([each] * tokens)
+
+    door.house.target.spoil = spoil
+    answer = await door.post(asked(1, echo=True, logprobs=20), "/v1/completions")
+    assert answer.status_code == 200
+    content = tokens * (160 + 20 * 136)
+    assert content <= most[0] <= 1.1 * content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [("/v1/responses", {"input": "abc"}), ("/v1/messages", {"messages": [{"role": "user", "content": "abc"}]})],
+)
+async def test_what_other_apis_keep_counts(door, path, changes, stream):
+    limit = {"max_output_tokens": 1000} if path == "/v1/responses" else {"max_tokens": 1000}
+    body = {"model": MODEL, "stream": stream} | changes | limit
+    door.house.target.pause_after = 1000
+    asking = asyncio.create_task(door.post(body, path))
+    await door.house.settle(lambda: held(door).held >= 40 * 990)
+    door.house.target.gate.set()
+    assert (await asking).status_code == 200
+    await door.house.settle(lambda: held(door).held == 0)
+
+
+async def test_a_stream_that_must_make_room_ends_with_an_error(door):
+    """Of a stream with the prompt's log probabilities nothing is sent before its end."""
+    first = await paused(door, 5000, stream=True, echo=True, logprobs=0)
+    door.house.target.pause_after = None
+    other = asyncio.create_task(door.post(asked(10_000, stream=True, echo=True, logprobs=0), "/v1/completions"))
+    refused = await other
+    assert refused.status_code == 429 and refused.json()["error"]["presift"]["field"] == "unread_answer_bytes"
+    door.house.target.gate.set()
+    assert "[DONE]" in (await first).text
+
+
+async def test_a_stream_keeps_nothing_of_what_it_has_sent(monkeypatch):
+    """But the number of tokens, for the usage of its chunks."""
+    kept = []
+    events = [decision(), Delta("ab", (97, 98)), Delta("c", (99,)), report(completion_tokens=3)]
+    monkeypatch.setattr("presift.orchestrator.api.http.answers.Answer.add", lambda answer, delta: kept.append(delta))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await ScriptedDoor(events).chat(stream=True, logprobs=True, stream_options=options)
+    assert not kept and "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "abc"
+    assert [chunk.usage.completion_tokens for chunk in chunks] == [2, 3, 3, 3]
+
+
+async def test_a_response_replaces_what_it_was_made_of():
+    answers = AnswerBytes(LIMIT)
+
+    async def send(message):
+        pass
+
+    reply = Reply(send)
+    with answers.call("acme", reply.drop) as reply.waiting:
+        reply.hold(700)
+        reply.hold(300)
+        assert answers.held == 1000
+        await reply.send_bytes(200, b"x" * 1200)
+        assert answers.held == 1200
+    assert answers.held == 0
