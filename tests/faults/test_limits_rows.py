@@ -114,7 +114,7 @@ def test_large_explanations_are_made_one_after_another(doors: Doors) -> None:
     grown = doors.stack.peak_bytes(case.service) - before
     assert outcomes == {"answered": callers}, doors.told
     rendered = callers * 48 * 2**20  # bodies that are not sent yet
-    assert grown < 1.5 * one + rendered + FIXED_BYTES
+    assert grown < one + rendered + FIXED_BYTES
 
 
 def without_senders() -> list[str]:

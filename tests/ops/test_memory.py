@@ -8,7 +8,7 @@ from dotenv import dotenv_values
 
 from presift.cache.store import CacheLimits
 from presift.core.limits import MAX_KV_MASK_BYTES, MAX_PROMPT_TOKENS
-from presift.orchestrator.app import EXPLAINING, TOKENIZING, Tuning
+from presift.orchestrator.app import EXPLAINING, READING_MASKS, TOKENIZING, Tuning
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.domain.limits import MAX_EXPLAINED_SPANS
 from presift.orchestrator.estimation.estimator import COMPRESSED_BYTES
@@ -32,8 +32,8 @@ CALL_BYTES = 40 * 1024
 SPAN_BYTES = 3328
 # Of a token in a sample: two lists of ids, and masks.
 SAMPLE_BYTES = 12
-# Of the largest KV mask, one byte for each of its bits.
-MASK_BYTES = 8 * MAX_KV_MASK_BYTES
+# Of the largest KV mask, one byte for each of its bits: of the target, of the tokens read, and of the prompt.
+MASK_BYTES = 3 * 8 * MAX_KV_MASK_BYTES
 # What the allocator keeps beside it, because free memory is too scattered to be returned: an estimate.
 FRAGMENTATION = 1 / 8
 
@@ -61,8 +61,9 @@ def bounds():
         "answers that are not read": default("max_answers_mib") * MIB,
         "calls that only tokenize": TOKENIZING.max_bytes,
         "samples of the quality guard": (1 + QUEUE_LENGTH) * MAX_PROMPT_TOKENS * SAMPLE_BYTES,
-        "an explanation": EXPLAINING.max_running * (MAX_EXPLAINED_SPANS * SPAN_BYTES + MASK_BYTES),
-        "explanations that wait": EXPLAINING.max_bytes,
+        "an explanation": EXPLAINING.max_running * MAX_EXPLAINED_SPANS * SPAN_BYTES,
+        "its KV mask": READING_MASKS.max_running * MASK_BYTES,
+        "explanations that wait": EXPLAINING.max_bytes + READING_MASKS.max_bytes,
     }
 
 

@@ -52,7 +52,9 @@ from presift.telemetry.metrics import count
 # For calls that only tokenize: they leave processor time to others, and do not wait for the targets.
 TOKENIZING = QueueLimits(max_running=2, max_waiting=256, max_bytes=128 * 2**20)
 # One at a time, because a large explanation takes a hundred times as much memory as its request.
-EXPLAINING = QueueLimits(max_running=1, max_waiting=256, max_bytes=64 * 2**20)
+EXPLAINING = QueueLimits(max_running=1, max_waiting=256, max_bytes=128 * 2**20)
+# KV masks of the target that explanations hold. Apart from EXPLAINING, because the target may be slow.
+READING_MASKS = QueueLimits(max_running=1, max_waiting=256, max_bytes=64 * 2**20)
 
 
 class Closable(Protocol):
@@ -152,6 +154,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
         AnswerBytes(tuning.max_answer_bytes, lambda: count("presift.answers.ended")),
         Admission(TOKENIZING),
         Admission(EXPLAINING),
+        Admission(READING_MASKS),
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)

@@ -103,6 +103,8 @@ def nothing_is_left(house):
     """Everything of the orchestrator that a request may hold."""
     estimator, admission = house.estimator, house.admission
     held = (admission.running, admission.waiting, admission.running_bytes, admission.waiting_bytes)
+    held += (house.app.pipeline.parts.explaining.running, house.app.pipeline.parts.explaining.waiting)
+    held += (house.app.pipeline.parts.reading_masks.running, house.app.pipeline.parts.reading_masks.waiting)
     flights = (len(house.compressor._flights), len(house.prefiller._flights))
     queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers()))
     callers = len(house.guard.idle_gate._waiting_callers)

@@ -7,7 +7,9 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.core.masks import KvMask
+from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.backends import target_codec
+from presift.orchestrator.pipeline import pipeline as pipeline_module
 from presift.orchestrator.planning import kept_kv as kept_kv_module
 from presift.rpc.codec import kv_mask_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
@@ -195,6 +197,50 @@ async def test_a_span_of_every_token(house):
     assert [(span.tokens.start, span.tokens.end) for span in told.spans] == [(i, i + 1) for i in range(40)]
     assert [span.importance for span in told.spans] == pytest.approx([i / sum(range(40)) for i in range(40)])
     assert [i for i, span in enumerate(told.spans) if span.kept] == keep(40, 16, 4)
+
+
+class Rendering:
+    """Explanations that are made in threads until `gate` opens."""
+
+    def __init__(self, monkeypatch):
+        self.gate, self.running, self.most, self._explain = threading.Event(), 0, 0, pipeline_module.explain
+        monkeypatch.setattr(pipeline_module, "explain", self)
+
+    def __call__(self, *args, **options):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.gate.wait(10)
+        self.running -= 1
+        return self._explain(*args, **options)
+
+
+async def test_explanations_are_made_one_at_a_time_while_others_are_answered(open_house, monkeypatch):
+    house = await open_house(limits=QueueLimits(max_running=2))
+    rendering, explaining = Rendering(monkeypatch), house.pipeline.parts.explaining
+    plain = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG))
+    calls = [house.stub.Explain(plain) for _ in range(4)]
+    await house.settle(lambda: rendering.running == 1 and explaining.waiting == 3)
+    assert (await house.ask([4, 5])).token_ids == [5, 4]
+    calls[0].cancel()
+    await house.settle(calls[0].done)
+    # A thread cannot be cancelled: what it holds counts until it has ended.
+    assert (explaining.running, explaining.waiting, rendering.most) == (1, 3, 1)
+    rendering.gate.set()
+    told = [await call for call in calls[1:]]
+    assert rendering.most == 1 and all(each.spans == told[0].spans for each in told)
+    await house.settle(lambda: not explaining.running)
+
+
+async def test_a_slow_target_delays_no_explanation_without_its_mask(house):
+    house.target.pause_after = 1
+    masks = house.pipeline.parts.reading_masks
+    calls = [house.stub.Explain(request(route=KV)) for _ in range(3)]
+    await house.settle(lambda: (masks.running, masks.waiting) == (1, 2) and house.target.running == 1)
+    told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG)))
+    assert told.spans and house.admission.running == 1
+    for call in calls:
+        call.cancel()
+    await house.settle(lambda: not (masks.running or masks.waiting or house.target.running))
 
 
 @pytest.mark.parametrize("kind", CLIENTS.values(), ids=CLIENTS)

@@ -5,13 +5,20 @@ tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefil
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
@@ -35,7 +42,7 @@ from presift.orchestrator.pipeline.request_metrics import RequestMetrics, reques
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
-from presift.orchestrator.planning.kept_kv import KeptKvReader
+from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.migration import can_migrate, remainder_of
 from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.request_context import RequestReader, Reservation
@@ -46,6 +53,7 @@ from presift.orchestrator.routing.decision import Plan
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
+from presift.rpc.large_input import in_thread
 from presift.telemetry.tracing import tracer
 
 T = TypeVar("T")
@@ -69,6 +77,7 @@ class Parts:
     answer_bytes: AnswerBytes
     tokenizing: Admission
     explaining: Admission
+    reading_masks: Admission
 
 
 class Pipeline:
@@ -220,6 +229,7 @@ class Pipeline:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
+                self._mask_slot(request, detail),
                 self._admitted(request, quota, deadline, answers=False) as slot,
             ):
                 with parts.guard.idle_gate.busy():
@@ -227,19 +237,18 @@ class Pipeline:
                     await quota.charge(tokens.ids.size, max_new_tokens=0)
                     with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
                         plan = await parts.planner.plan(context, explains=True)
+                    kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 slot.close()
-                return await self._explained(request, plan, detail, render, deadline)
+                return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 
     async def _explained(
-        self, request: Request, plan: Plan, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline
+        self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
     ) -> T:
         cost = replace(request_cost(request), tokens=max(1, int(plan.tokens.ids.size)))
-        async with self.parts.explaining.slot(request.tenant or "", cost, deadline):
-            kept_kv, text, offsets = None, "", None
-            if detail.kv_mask:
-                kept_kv = await self._kept_kv.read(plan, deadline)
+        async with self.parts.explaining.slot(request.tenant or "", cost, NO_DEADLINE):
+            text, offsets = "", None
             if not isinstance(request.prompt, TokenIds):
                 text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
 
@@ -247,12 +256,13 @@ class Pipeline:
                 spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
                 return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
 
-            rendering = asyncio.create_task(asyncio.to_thread(explained))
-            try:
-                return await asyncio.shield(rendering)
-            finally:
-                # A thread cannot be cancelled: the slot is held until it has ended.
-                await asyncio.wait([rendering])
+            return await in_thread(explained)
+
+    def _mask_slot(self, request: Request, detail: Detail) -> AbstractAsyncContextManager[Any]:
+        """The right to hold a KV mask of the target, if one is wanted."""
+        if not detail.kv_mask:
+            return nullcontext()
+        return self.parts.reading_masks.slot(request.tenant or "", request_cost(request), NO_DEADLINE)
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as

@@ -50,7 +50,8 @@ class TokenizingLimit:
 
         def ended(task: asyncio.Task[T]) -> None:
             queue.leave(size)
-            task.exception()  # marks it as retrieved: a cancelled caller does not await it
+            if not task.cancelled():
+                task.exception()  # marks it as retrieved: a cancelled caller does not await it
 
         encoding.add_done_callback(ended)
         return await asyncio.shield(encoding)
