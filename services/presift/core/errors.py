@@ -72,9 +72,11 @@ class RouteUnsupported(FieldError):
 
 
 class Overloaded(FieldError):
-    """A queue is full. Retry after `retry_after_s` seconds."""
+    """A queue is full. Retry after `retry_after_s` seconds; None: the same request would fail again."""
 
-    def __init__(self, field: str, value: object, limit: object, retry_after_s: float, message: str = "") -> None:
+    def __init__(
+        self, field: str, value: object, limit: object, retry_after_s: float | None, message: str = ""
+    ) -> None:
         super().__init__(field, value, limit, message)
         self.retry_after_s = retry_after_s
 

@@ -46,7 +46,7 @@ def details_of(error: errors.PresiftError) -> bytes:
     status = errors_pb2.Status(code=code.value[0], message=message_of(error))
     info = errors_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=details_for(error))
     status.details.add(type_url=_TYPE_PREFIX + "ErrorInfo", value=info.SerializeToString())
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded) and error.retry_after_s is not None:
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         retry = errors_pb2.RetryInfo(retry_delay=delay)
@@ -82,7 +82,7 @@ def error_of(failure: grpc.RpcError) -> errors.PresiftError | None:
 
 
 def _rebuild(status: errors_pb2.Status) -> errors.PresiftError | None:
-    info, retry_after_s = errors_pb2.ErrorInfo(), 1.0
+    info, retry_after_s = errors_pb2.ErrorInfo(), None
     for detail in status.details:
         if detail.type_url == _TYPE_PREFIX + "ErrorInfo":
             info.ParseFromString(detail.value)
@@ -95,7 +95,7 @@ def _rebuild(status: errors_pb2.Status) -> errors.PresiftError | None:
 
 
 def _construct(
-    kind: type[errors.PresiftError], message: str, details: dict[str, str], retry_after_s: float
+    kind: type[errors.PresiftError], message: str, details: dict[str, str], retry_after_s: float | None
 ) -> errors.PresiftError:
     field, value, limit = (details.get(name, "") for name in ("field", "value", "limit"))
     if kind is errors.Overloaded:

@@ -346,6 +346,25 @@ async def test_streams_that_are_not_read_are_bounded(open_house, open_door, cloc
     assert held.held == 0
 
 
+async def test_a_stream_that_holds_much_closes_when_it_must_make_room(open_house, open_door, clock):
+    """Its client, which does not read, would not read an error either."""
+    roomy = model("target", context_tokens=100_000)
+    door, held = await bounded(open_house, open_door, clock, 200_000, target=roomy)
+    house = door.house
+    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    reader, writer = await unread(door, posted(asked(prompt="a" * 90_000, max_tokens=3, stream=True, echo=True)))
+    await house.settle(lambda: held.held > 90_000 and house.target.running == 0)
+    clock[0] += 60
+    answer = await door.post(asked(max_tokens=1500), "/v1/completions")
+    assert answer.status_code == 200
+    await is_over(door)
+    assert held.held == 0
+    read_on(writer)
+    with suppress(ConnectionError):
+        assert b"[DONE]" not in await reader.read()
+    writer.close()
+
+
 def tokenizing(size):
     """Its response has seven bytes a character."""
     return {"prompt": "a" * size, "return_token_strs": True}

@@ -1,9 +1,14 @@
 """What a response is made of counts with the answers that wait, from its first token until it was sent."""
 
 import asyncio
+import gc
+import weakref
+from array import array
 
 import pytest
 
+from presift.core.errors import Overloaded
+from presift.orchestrator.api.http.answers import Answer
 from presift.orchestrator.api.http.sse import Reply
 from presift.orchestrator.pipeline.events import Delta
 from presift.rpc.client.answer_bytes import AnswerBytes
@@ -16,12 +21,25 @@ from ..fakes.services import model
 LIMIT = 2**20
 
 
+async def send_nothing(message):
+    pass
+
+
 @pytest.fixture
-async def door(open_house, open_door):
-    """Its target answers with as many tokens as are wanted, and then waits for its gate."""
+async def door(open_house, open_door, monkeypatch):
+    """Its target answers with as many tokens as are wanted, and then waits for its gate. `kept_tokens` is the number of
+    those that responses were made of."""
     house = await open_house(answer_bytes=LIMIT, target=model("target", context_tokens=100_000))
     house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    return await open_door(house)
+    door, keep = await open_door(house), Answer.add
+    door.kept_tokens = 0
+
+    def keeping(answer, delta):
+        keep(answer, delta)
+        door.kept_tokens += len(delta.token_ids)
+
+    monkeypatch.setattr(Answer, "add", keeping)
+    return door
 
 
 def asked(tokens, **changes):
@@ -46,14 +64,10 @@ def most_held(door):
 
 
 async def paused(door, tokens, path="/v1/completions", **changes):
-    """A request of which the target has sent all tokens but not the end."""
-    door.house.target.pause_after, calls = tokens, len(door.house.target.calls)
+    """A request of which all tokens are kept, but the target has not sent the end."""
+    door.house.target.pause_after, before = tokens, door.kept_tokens
     asking = asyncio.create_task(door.post(asked(tokens, **changes), path))
-    await door.house.settle(lambda: len(door.house.target.calls) > calls)
-    before = -1
-    while before != held(door).held or not before:
-        before = held(door).held
-        await asyncio.sleep(0.2)
+    await door.house.settle(lambda: door.kept_tokens == before + tokens)
     return asking
 
 
@@ -86,8 +100,10 @@ async def test_an_answer_that_is_alone_may_take_more_than_all_room(door):
     assert answer.status_code == 200 and most[0] > LIMIT
 
 
-async def test_nothing_counts_twice(door):
-    """Not where the pipeline hands over what it counted, and not where a response replaces what it was made of."""
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_counts_twice(door, stream):
+    """Not where the pipeline hands over what it counted, and not where a response replaces what it was made of. The
+    lines of a stream are made while this is still needed."""
     tokens, most = 500, most_held(door)
 
     def spoil(usage):
@@ -96,9 +112,9 @@ async def test_nothing_counts_twice(door):
         usage.prompt_logprobs.extend([each] * tokens)
 
     door.house.target.spoil = spoil
-    answer = await door.post(asked(1, echo=True, logprobs=20), "/v1/completions")
+    answer = await door.post(asked(1, echo=True, logprobs=20, stream=stream), "/v1/completions")
     assert answer.status_code == 200
-    content = tokens * (160 + 20 * 136)
+    content = tokens * (160 + 20 * 136) + (len(answer.content) if stream else 0)
     assert content <= most[0] <= 1.1 * content
 
 
@@ -141,12 +157,7 @@ async def test_a_stream_keeps_nothing_of_what_it_has_sent(monkeypatch):
 
 
 async def test_a_response_replaces_what_it_was_made_of():
-    answers = AnswerBytes(LIMIT)
-
-    async def send(message):
-        pass
-
-    reply = Reply(send)
+    answers, reply = AnswerBytes(LIMIT), Reply(send_nothing)
     with answers.call("acme", reply.drop) as reply.waiting:
         reply.hold(700)
         reply.hold(300)
@@ -154,3 +165,59 @@ async def test_a_response_replaces_what_it_was_made_of():
         await reply.send_bytes(200, b"x" * 1200)
         assert answers.held == 1200
     assert answers.held == 0
+
+
+async def test_a_sent_response_is_forgotten_although_timers_keep_its_calls_context():
+    """uvicorn's keep-alive timer of the connection, or one for a deadline that is an hour away."""
+
+    async def call():
+        answers, reply, raw = AnswerBytes(LIMIT), Reply(send_nothing), array("B", bytes(200_000))
+        with answers.call("acme", reply.drop) as reply.waiting:
+            timer = asyncio.get_running_loop().call_later(3600, print)
+            sent = weakref.ref(raw)
+            await reply.send_bytes(200, raw)
+            del raw
+            await reply.finish()
+            assert sent() is None
+        return timer, weakref.ref(reply)
+
+    timer, reply = await call()
+    gc.collect()
+    assert reply() is None
+    timer.cancel()
+
+
+NO_ROOM = Overloaded("unread_answer_bytes", 2, "<= 1", 1.0)
+
+
+@pytest.mark.parametrize(("size", "is_closed"), [(1000, False), (100_000, True)])
+async def test_a_blocked_stream_that_holds_much_is_closed_when_it_must_make_room(size, is_closed):
+    """It would keep what it holds until its client reads or disconnects. Others end with an error."""
+    answers, closed, read = AnswerBytes(LIMIT), asyncio.Event(), asyncio.Event()
+    reply = Reply(send_nothing, None, read.wait, closed.set)
+    with answers.call("acme", reply.drop) as reply.waiting:
+        async with reply.event_stream():
+            reply.hold(size)
+            sending = asyncio.create_task(reply.send_lines(b"data: {}"))
+            await asyncio.sleep(0)
+            reply.drop(NO_ROOM)
+            assert closed.is_set() == is_closed
+            read.set()
+            await sending
+
+
+async def test_a_complete_stream_does_not_fail():
+    """Although it was to make room while its last lines were sent."""
+    answers = AnswerBytes(LIMIT)
+
+    async def send(message):
+        if not message.get("more_body", True):
+            reply.drop(NO_ROOM)
+
+    reply = Reply(send)
+    with answers.call("acme", reply.drop) as reply.waiting:
+        async with reply.event_stream():
+            await reply.send_event({})
+            await reply.send_done()
+        await reply.finish()
+    assert reply.is_complete

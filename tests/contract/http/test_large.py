@@ -6,19 +6,23 @@ import threading
 from contextlib import AsyncExitStack
 from functools import partial
 
+import openai
 import pytest
 from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
-from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests
+from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests, sse
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
+from presift.orchestrator.pipeline.events import Delta
+from presift.orchestrator.prompt import tokenizing_limit
 from presift.rpc.large_input import LARGE_BYTES
 
 from ..fakes.doors import ACME, OTHER, shows
 from ..fakes.doors import door as door_of_keys
 from ..fakes.openai_door import MODEL
+from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
 
 CHAT = [{"role": "user", "content": "abcde"}]
 PARTS = [{"type": "text", "text": text} for text in "abc"]
@@ -187,3 +191,43 @@ async def test_a_tenant_has_a_share_of_them(open_house, open_door):
         assert (error["field"], error["limit"]) == ("received_bytes of the tenant", f"<= {share}")
         answer = await door.post(asked | {"prompt": "abc"}, "/v1/completions", **dict(shows(OTHER)))
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("tokens", [5, 0])
+async def test_a_long_prompt_that_comes_late_in_a_stream_is_rendered_in_another_thread(monkeypatch, tokens):
+    """An event that shows nothing came before: half a character, or all of an answer that is not wanted."""
+    rendered, render = [], sse.Reply.event_lines
+
+    def noting(reply, chunk):
+        lines = render(reply, chunk)
+        rendered.append((len(lines) >= LARGE_BYTES, threading.current_thread() is threading.main_thread()))
+        return lines
+
+    monkeypatch.setattr(sse.Reply, "event_lines", noting)
+    door = ScriptedDoor([decision(), Delta("", (97,)), Delta("a", (98,)), report()])
+    await door.text("a" * LARGE_BYTES, echo=True, stream=True, max_tokens=tokens)
+    assert [in_loop for is_large, in_loop in rendered if is_large] == [False]
+    assert all(in_loop for is_large, in_loop in rendered if not is_large)
+
+
+async def test_token_ids_become_text_within_the_tokenizers_limit(monkeypatch):
+    door = ScriptedDoor([decision(), Delta("a", (97,)), report()])
+    limit, sizes = door.pipeline.parts.tokenizer.limit, []
+    run = limit.run
+
+    async def noting(decode, size):
+        sizes.append(size)
+        return await run(decode, size)
+
+    monkeypatch.setattr(limit, "run", noting)
+    prompt = [97] * 20_000
+    assert len((await door.text(prompt, echo=True)).choices[0].text) == 20_001
+    assert sizes == [20_000]
+    await door.text(prompt, extra_body={"return_token_ids": True})
+    assert sizes == [20_000], "the text is not shown"
+    monkeypatch.setattr(tokenizing_limit, "MAX_TEXT_BYTES", 19_999)
+    with pytest.raises(openai.BadRequestError) as refused:
+        await door.text(prompt, echo=True)
+    error = refused.value.body
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert error["presift"]["limit"] == "at most 19999, with echo"

@@ -72,6 +72,11 @@ def test_there_and_back(error, code, reason):
     assert getattr(back, "retry_after_s", None) == getattr(error, "retry_after_s", None)
 
 
+def test_an_overload_without_a_time_to_retry_stays_so():
+    back = error_of(failure(details_of(errors.Overloaded("answer", 9, 8, None))))
+    assert type(back) is errors.Overloaded and back.retry_after_s is None
+
+
 @pytest.mark.parametrize(("error", "code", "reason"), SAMPLES, ids=KINDS)
 def test_googles_decoder_reads_it(error, code, reason):
     raw = details_of(error)

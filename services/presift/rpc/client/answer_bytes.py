@@ -6,7 +6,8 @@ it ends instead the least recently read answer of at least its size: otherwise a
 then would end everybody's streams. Answers of tenants above a quarter of the bound end before all others. An answer
 that is larger than the bound may wait alone.
 
-All that an HTTP call holds is one answer: what its pipelines have read ahead, and what its response is made of.
+All that an HTTP call holds is one answer: what its pipelines have read ahead, and what its response is made of. While
+nothing of it is being sent, its caller counts as one that reads.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ Drop = Callable[[Overloaded], None]
 
 
 class WaitingAnswer:
-    """What waits of one answer, in bytes. Its caller has read nothing since `read_at_s`."""
+    """What waits of one answer, in bytes. Its caller has read nothing since `read_at_s`; if not `is_sending`, there
+    was nothing to read."""
 
     def __init__(self, answers: AnswerBytes, tenant: str | None, drop: Drop) -> None:
         self._answers = answers
         self.tenant = tenant
         self.drops = [drop]
+        self.is_sending = True
         self.held = 0
         self.read_at_s = 0.0
 
@@ -49,6 +52,16 @@ class WaitingAnswer:
     def record_read(self) -> None:
         """The caller has read a part of what counts as a whole."""
         self._answers.change(self, 0)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Within the block a part of a `call`'s answer is being sent."""
+        self.record_read()
+        self.is_sending = True
+        try:
+            yield
+        finally:
+            self.is_sending = False
 
 
 class AnswerPart:
@@ -70,7 +83,7 @@ class AnswerPart:
 
 
 # The answer of the call that is being served. Its parts wait as one: a caller reads them all, or none.
-_of_call: ContextVar[WaitingAnswer | None] = ContextVar("_of_call", default=None)
+_call_answer: ContextVar[WaitingAnswer | None] = ContextVar("_call_answer", default=None)
 
 
 class AnswerBytes:
@@ -98,22 +111,25 @@ class AnswerBytes:
             yield answer
         finally:
             self._forget(answer)
+            # Timers that began in a call keep its context, and so the answer, for up to an hour.
+            answer.drops.remove(drop)
 
     @contextmanager
     def call(self, tenant: str | None, drop: Drop) -> Iterator[WaitingAnswer]:
         """The same for a whole call: what `part` counts within the block, and in tasks that begin in it, belongs to it,
         and its drops are called too."""
         with self.waiting(tenant, drop) as answer:
-            token = _of_call.set(answer)
+            answer.is_sending = False
+            token = _call_answer.set(answer)
             try:
                 yield answer
             finally:
-                _of_call.reset(token)
+                _call_answer.reset(token)
 
     @contextmanager
     def part(self, tenant: str | None, drop: Drop) -> Iterator[WaitingAnswer | AnswerPart]:
         """Count a part of the call's answer; outside a `call`, an answer of its own."""
-        whole = _of_call.get()
+        whole = _call_answer.get()
         if whole is None:
             with self.waiting(tenant, drop) as answer:
                 yield answer
@@ -142,33 +158,41 @@ class AnswerBytes:
         for each in self._to_end(adding):
             if self.held <= self._limit or each.held == self.held:
                 return
-            error = Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
+            error = self._error(each)
             self._forget(each)
             self._on_end()
             for drop in tuple(each.drops):
                 drop(error)
 
+    def _error(self, ended: WaitingAnswer) -> Overloaded:
+        """One that is larger than the bound would end again: each retry would be generated in vain."""
+        if not self._exceeds_limit(ended):
+            return Overloaded(FIELD, self.held, f"<= {self._limit}", _RETRY_AFTER_S)
+        return Overloaded(FIELD, ended.held, f"<= {self._limit} (max_answers_mib) beside other answers", None)
+
     def _to_end(self, adding: WaitingAnswer) -> Iterator[WaitingAnswer]:
         """The answers in the order in which they end until there is room for `adding`: those above the whole bound,
-        then those of tenants above their share, then all; in each group the least recently read first."""
+        then those of tenants above their share, then all; in each group first those whose callers do not read, and the
+        least recently read first."""
         stalled_since_s = self._clock() - _STALLED_S
+        stalled = {each for each in self._unread if each.is_sending and each.read_at_s <= stalled_since_s}
         groups: tuple[Callable[[WaitingAnswer], bool], ...] = (
             self._exceeds_limit,
             self._exceeds_share,
             lambda _: True,
         )
         for goes_first in groups:
-            group = [each for each in self._unread if goes_first(each)]
+            group = sorted(filter(goes_first, self._unread), key=lambda each: each not in stalled)
             has_adding = adding in group
             for place, each in enumerate(group):
                 if each not in self._unread or not goes_first(each):
                     continue
-                if has_adding and goes_first(adding) and each.read_at_s > stalled_since_s:
-                    yield self._of_read(group[place:], adding)
+                if has_adding and goes_first(adding) and each not in stalled:
+                    yield self._choose_read(group[place:], adding)
                     break
                 yield each
 
-    def _of_read(self, read: Sequence[WaitingAnswer], adding: WaitingAnswer) -> WaitingAnswer:
+    def _choose_read(self, read: Sequence[WaitingAnswer], adding: WaitingAnswer) -> WaitingAnswer:
         """The one of `read`, the least recently read first, that ends for `adding`, which is among them."""
         if adding.held > self._small:
             return adding

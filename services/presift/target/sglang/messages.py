@@ -81,7 +81,7 @@ class AnswerReader:
         self._stop = StopStrings(request.sampling.stop)
         self._report: dict[str, Any] | None = None
         # SGLang's lists. Every message has all of them: they are read at the end, once.
-        self._of_prompt: tuple[Any, Any] = ((), None)
+        self._prompt_lists: tuple[Any, Any] = ((), None)
 
     def takes_long(self, answer: dict[str, Any]) -> bool:
         """Whether `events` takes a millisecond or more: for the last message of an answer with many log
@@ -91,7 +91,7 @@ class AnswerReader:
             return False
         reports = filter(None, (self._report, *(meta.get(custom_params.KEY) or ())))
         mask = max((len(report["kv_mask"]["kept"]) for report in reports if report["kv_mask"]), default=0)
-        logprobs = max(len(self._of_prompt[0]), len(meta.get("input_token_logprobs") or ()))
+        logprobs = max(len(self._prompt_lists[0]), len(meta.get("input_token_logprobs") or ()))
         return mask >= _LONG_MASK_CHARACTERS or logprobs >= _LONG_PROMPT_TOKENS
 
     def events(self, answer: dict[str, Any]) -> Iterator[Event]:
@@ -110,7 +110,7 @@ class AnswerReader:
         if reason and token_ids and token_ids[-1] == reason.get("matched"):
             token_ids = token_ids[:-1]
         if self._request.sampling.prompt_logprobs and meta.get("input_token_logprobs"):
-            self._of_prompt = meta["input_token_logprobs"], meta.get("input_top_logprobs")
+            self._prompt_lists = meta["input_token_logprobs"], meta.get("input_top_logprobs")
         logprobs = token_logprobs(meta.get("output_token_logprobs"), meta.get("output_top_logprobs"))
         parsed = None if self._parser is None else self._parsed(self._parser, answer["text"], reason)
         if token_ids or parsed:
@@ -137,7 +137,7 @@ class AnswerReader:
             "completion_tokens": meta["completion_tokens"],
             "reason": end,
             "reasoning_tokens": meta.get("reasoning_tokens") or 0,
-            "prompt_logprobs": token_logprobs(*self._of_prompt),
+            "prompt_logprobs": token_logprobs(*self._prompt_lists),
         }
         if self._report is not None:
             # SGLang's own counts refer to the entry, not to the prompt.

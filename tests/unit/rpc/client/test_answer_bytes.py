@@ -153,6 +153,30 @@ def test_an_answer_that_is_larger_than_the_bound_may_wait_alone():
     assert not answers.errors
     other.add(1)
     assert list(answers.errors) == ["large"] and answers.bytes.held == 1
+    error = answers.errors["large"]
+    assert (error.value, error.retry_after_s) == (150, None), "a retry would end, too"
+    assert "<= 100 (max_answers_mib)" in error.message
+
+
+def test_an_answer_of_which_nothing_is_being_sent_has_not_stood_still():
+    """Its target pauses, or the next prompt of its batch waits for admission."""
+    answers, ended = Answers(100), []
+    with answers.bytes.call(None, lambda _: ended.append("whole")) as whole:
+        whole.add(60)
+        stalled = answers.open("stalled")
+        stalled.add(10)
+        answers.wait()
+        answers.open("large").add(31)
+        assert not ended and list(answers.errors) == ["stalled"]
+        answers.open("larger").add(41)
+        assert not ended and list(answers.errors) == ["stalled", "larger"]
+        with whole.sending():
+            answers.wait(STALLED_S / 2)
+            answers.open("another").add(41)
+            assert not ended
+            answers.wait()
+            answers.open("last").add(41)
+            assert ended == ["whole"]
 
 
 def test_ended_answers_are_counted():
@@ -245,7 +269,7 @@ def test_a_part_that_ends_is_forgotten():
             assert call.held == 20
         assert call.held == 0 and len(call.drops) == 1
         call.add(5)
-    assert answers.bytes.held == 0
+    assert answers.bytes.held == 0 and not call.drops
     with answers.bytes.part("a", lambda _: None) as alone:
         alone.add(7)
         assert answers.bytes.held == 7, "outside a call it is an answer of its own"

@@ -1,11 +1,10 @@
-"""What presift says to SGLang, and what it hears in its answers."""
+"""What presift reads in SGLang's answers."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,9 @@ from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
-from presift.models.torchvision_ops import declare_missing
 from presift.target.engine import Event, Finished, GenerateRequest
 from presift.target.sglang.engine import _events
-from presift.target.sglang.messages import AnswerReader, sampling_arguments, to_sglang, token_logprobs
+from presift.target.sglang.messages import AnswerReader, token_logprobs
 from presift.target.sglang.parsers import NO_PARSERS, Prepared
 from presift.target.sglang_plugin import custom_params
 
@@ -265,47 +263,3 @@ def test_nothing_is_delivered_of_an_aborted_answer() -> None:
     reader = AnswerReader(request_of(), NO_PARSERS, Prepared())
     with pytest.raises(TargetUnavailable):
         next(reader.events(message((7, 8), {"type": "abort", "message": "m"})))
-
-
-def test_the_plan_travels_as_one_text() -> None:
-    request = GenerateRequest(np.array([1, 2], dtype=np.uint32), kv_plan=PLAN)
-    (name, text), *others = sampling_arguments(request)["custom_params"].items()
-    assert (name, others) == (custom_params.KEY, [])
-    assert custom_params.from_text(text) == PLAN
-
-
-@pytest.mark.skipif(find_spec("sglang") is None, reason="needs SGLang")
-def test_sglang_takes_the_request() -> None:
-    declare_missing()
-    tokens = np.array([1, 2, 3], dtype=np.uint32)
-    planned = to_sglang(GenerateRequest(tokens, Sampling(max_new_tokens=5), "salt", PLAN), NO_PARSERS, Prepared())
-    plain, other = (to_sglang(GenerateRequest(tokens), NO_PARSERS, Prepared()) for _ in range(2))
-    assert (planned.input_ids, planned.cache_salt, planned.stream) == ([1, 2, 3], "salt", True)
-    assert planned.sampling_params["max_new_tokens"] == 5
-    assert custom_params.from_text(planned.sampling_params["custom_params"]["presift"]) == PLAN
-    assert (plain.cache_salt, plain.sampling_params["custom_params"]) == (None, None)
-    assert len({planned.rid, plain.rid, other.rid}) == 3
-
-
-@pytest.mark.parametrize(("top_k", "sent"), [(None, -1), (1, 1), (40, 40), (2**30, 2**30), (2**32 - 1, 2**30)])
-def test_top_k_fits_the_schedulers_int32(top_k: int | None, sent: int) -> None:
-    request = GenerateRequest(np.array([1], dtype=np.uint32), Sampling(top_k=top_k))
-    assert sampling_arguments(request)["top_k"] == sent
-
-
-def test_everything_about_sampling_is_passed_on() -> None:
-    values = {"min_p": 0.1, "presence_penalty": -1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.2}
-    request = request_of(**values, min_new_tokens=3, logit_bias={7: -2.0}, keep_special_tokens=True)
-    sent = sampling_arguments(request)
-    assert values | {"min_new_tokens": 3} == {name: sent[name] for name in (*values, "min_new_tokens")}
-    assert (sent["logit_bias"], sent["skip_special_tokens"]) == ({"7": -2.0}, False)
-    plain = sampling_arguments(request_of())
-    assert (plain["logit_bias"], plain["min_p"], plain["skip_special_tokens"]) == (None, None, True)
-
-
-@pytest.mark.parametrize("kind", GrammarKind)
-def test_a_grammar_has_sglangs_name(kind: GrammarKind) -> None:
-    sent = sampling_arguments(request_of(grammar=Grammar(kind, "{}")))
-    assert {each.value: sent.get(each.value) for each in GrammarKind} == {each.value: None for each in GrammarKind} | {
-        kind.value: "{}"
-    }

@@ -5,13 +5,17 @@ An endpoint reads a body into requests and brings a renderer for the events.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
-from presift.core.errors import DeadlineExceeded, PermissionDenied
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from presift.core.errors import DeadlineExceeded, PermissionDenied, PromptTooLong
 from presift.orchestrator.api.http.answers import Answers
 from presift.orchestrator.api.http.batches import NumberedEvent, answer_all
 from presift.orchestrator.api.http.completions import View
@@ -23,6 +27,7 @@ from presift.orchestrator.domain.request import Request, Text
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
+from presift.orchestrator.prompt.tokenizing_limit import check_text_length
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import in_thread_if_large
@@ -75,6 +80,10 @@ class Asked:
         top_logprobs = self.requests[number].sampling.top_logprobs or 0
         return bytes_in_choice(self.renderer.view, self.renderer.answers.prompts[number], top_logprobs)
 
+    def shown_bytes(self) -> int:
+        """The memory of all prompts in one choice to each."""
+        return sum(map(self.bytes_in_choice, range(len(self.requests))))
+
 
 class Answering:
     """Carries out what calls ask for."""
@@ -103,14 +112,14 @@ class Answering:
             await (_stream if asked.is_stream else _send_whole)(events, asked, reply)
 
     async def _events(self, asked: Asked, deadline: Deadline) -> AsyncGenerator[NumberedEvent, None]:
-        of_choice = 0
+        choice_bytes = 0
         merged = answer_all(lambda request: self._pipeline.generate(request, deadline), asked.requests)
         async with aclosing(merged) as events:
             async for number, event in events:
                 if isinstance(event, Decision) and asked.renderer.view.needs_prompt:
                     await self._read_prompt(asked, number)
-                    of_choice += asked.bytes_in_choice(number)
-                    check_repeated(asked.renderer.view, of_choice, asked.renderer.answers.prompts)
+                    choice_bytes += asked.bytes_in_choice(number)
+                    check_repeated(asked.renderer.view, choice_bytes, asked.renderer.answers.prompts)
                 yield number, event
 
     async def _read_prompt(self, asked: Asked, number: int) -> None:
@@ -121,10 +130,10 @@ class Answering:
         prompt.token_ids = tokens.ids
         if isinstance(request.prompt, Text):
             prompt.text = request.prompt.text
-        elif tokenizer.backend is not None:
-            skips = not request.sampling.keep_special_tokens
-            decode = tokenizer.backend.decode
-            prompt.text = await asyncio.to_thread(lambda: decode(tokens.ids.tolist(), skip_special_tokens=skips))
+        elif tokenizer.backend is not None and asked.renderer.view.echo:
+            # A text has at most one token per byte.
+            text = partial(_text_of, tokenizer.backend, tokens.ids, keeps_special=request.sampling.keep_special_tokens)
+            prompt.text = await tokenizer.limit.run(text, tokens.ids.size)
 
     async def _explain(
         self, reply: Reply, request: Request, detail: Detail, renderer: Renderer, deadline: Deadline
@@ -137,6 +146,18 @@ class Answering:
 
         raw, header = await self._pipeline.explain(request, detail, render, deadline)
         await reply.send_bytes(200, raw, {DECISION_HEADER: header})
+
+
+def _text_of(backend: Tokenizer, token_ids: NDArray[np.uint32], *, keeps_special: bool) -> str:
+    """Raises PromptTooLong."""
+    ids = token_ids.tolist()
+    try:
+        check_text_length(backend, ids)
+    except PromptTooLong as error:
+        raise PromptTooLong("prompt.token_ids", error.value, f"{error.limit}, with echo") from None
+    # Unlike `decode`, this releases the GIL.
+    text: str = backend.decode_batch([ids], skip_special_tokens=not keeps_special)[0]
+    return text
 
 
 def _size_of(event: Event) -> int:
@@ -173,7 +194,7 @@ async def _send_whole(events: AsyncGenerator[NumberedEvent, None], asked: Asked,
     # Sent when the events have ended: the call has released its tenant's limits before its caller can send another.
     first = next(renderer.answers.reports)
     header = {DECISION_HEADER: decision_header(first.decision)}
-    shown = sum(asked.bytes_in_choice(number) for number in range(len(asked.requests)))
+    shown = asked.shown_bytes()
     kept.count((renderer.view.choices - 1) * shown)
     size = kept.size + renderer.view.choices * shown
     raw = await in_thread_if_large(size, lambda: json_bytes(renderer.whole()))
@@ -202,27 +223,33 @@ class _Streamed:
         self._renderer, self._kept = asked.renderer, _Kept(reply)
         view = asked.renderer.view
         self._shows_prompt = view.needs_prompt or view.prompt_logprobs
-        # The choices of which something was sent: the number of the prompt, and theirs.
+        # The choices of which something was shown: the number of the prompt, and theirs.
         self._begun = set[tuple[int, int]]()
 
     async def send(self, number: int, event: Event) -> None:
-        """Raises Overloaded for an event that is kept."""
+        """Raises Overloaded if there is no room for what is kept, or for what is sent."""
         size = _size_of(event)
         if self._renderer.keeps_stream:
             self._kept.add(size)
         if self._shows_prompt and not isinstance(event, Decision):
             size += self._prompt_size(number, event)
-        for lines in await in_thread_if_large(size, lambda: self._lines(number, event)):
-            await self._reply.send_lines(lines)
+        lines = await in_thread_if_large(size, lambda: self._lines(number, event))
+        if lines and self._shows_prompt and not isinstance(event, Decision):
+            self._begun.add((number, event.choice))
+        held = sum(map(len, lines))
+        is_counted = held >= _COUNTED_AT_ONCE
+        if is_counted:
+            self._reply.hold(held)
+        for each in lines:
+            await self._reply.send_lines(each)
+        if is_counted:
+            self._reply.hold(-held)
 
     def _lines(self, number: int, event: Event) -> list[bytes]:
         return [self._reply.event_lines(chunk) for chunk in self._renderer.chunks(number, event)]
 
     def _prompt_size(self, number: int, event: Delta | Report) -> int:
-        size = 0
-        if self._renderer.view.prompt_logprobs and isinstance(event, Report):
-            size += self._kept.size  # all answers come with the last report
-        if (number, event.choice) not in self._begun:
-            self._begun.add((number, event.choice))
-            size += self._asked.bytes_in_choice(number)
-        return size
+        """The bytes of the prompt that the lines of an event may show."""
+        if self._renderer.view.prompt_logprobs:  # all answers come with the last report
+            return self._kept.size + self._asked.shown_bytes() if isinstance(event, Report) else 0
+        return 0 if (number, event.choice) in self._begun else self._asked.bytes_in_choice(number)

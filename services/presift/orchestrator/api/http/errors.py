@@ -18,7 +18,7 @@ from presift.rpc.status import code_and_reason, details_for, message_of
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """`is_final` tells OpenAI's clients not to retry; they retry every 5xx otherwise."""
+    """`is_final` tells OpenAI's clients not to retry; they retry every 5xx and 429 otherwise."""
 
     status: int
     type: str
@@ -26,6 +26,7 @@ class ErrorRow:
     is_final: bool = False
 
 
+_NO_RETRY = {"x-should-retry": "false"}
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 
 # By the reason of ErrorInfo.
@@ -119,12 +120,14 @@ def brief(value: object) -> str:
 
 def _response(row: ErrorRow, message: str, param: str | None, details: dict[str, str]) -> ErrorResponse:
     error = {"message": message, "type": row.type, "param": param, "code": row.code}
-    headers = {"x-should-retry": "false"} if row.is_final else {}
+    headers = dict(_NO_RETRY) if row.is_final else {}
     if row.status == TABLE["UNAUTHENTICATED"].status:
         headers["www-authenticate"] = "Bearer"
     return ErrorResponse(row.status, headers, {"error": error | ({"presift": details} if details else {})})
 
 
-def _retry_headers(retry_after_s: float) -> dict[str, str]:
+def _retry_headers(retry_after_s: float | None) -> dict[str, str]:
     """The standard header has whole seconds; OpenAI's clients read milliseconds from another one."""
+    if retry_after_s is None:
+        return _NO_RETRY
     return {"retry-after": str(max(1, math.ceil(retry_after_s))), "retry-after-ms": str(int(retry_after_s * 1000))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, ClassVar
 
 from starlette.types import Send
@@ -133,28 +133,32 @@ class Reply:
                 self.waiting.add(len(raw) - self._held)  # instead of what it was made of
                 self._held = len(raw)
                 self._check_not_dropped()
-            await self._start(status, content | dict(headers or {}))
-            self._rest = memoryview(raw)
-            await self._write_piece(_PIECE_BYTES if self.waiting is not None else len(raw))
+            with self._sending():
+                await self._start(status, content | dict(headers or {}))
+                self._rest = memoryview(raw)
+                await self._write_piece(_PIECE_BYTES if self.waiting is not None else len(raw))
 
     async def finish(self) -> None:
         """Send the rest of a whole response as its client reads, and wait until it has read all but what buffers of
-        fixed sizes hold. Raises Overloaded if the response was dropped."""
-        while self._rest:
+        fixed sizes hold. Raises Overloaded if a whole response was dropped."""
+        with self._sending():
+            while self._rest:
+                await self._drained()
+                self._check_not_dropped()
+                if self.waiting is not None:
+                    self.waiting.record_read()
+                async with self._writing:
+                    await self._write_piece(_PIECE_BYTES)
             await self._drained()
+        if not self._is_stream:  # a complete one is not to fail
             self._check_not_dropped()
-            if self.waiting is not None:
-                self.waiting.record_read()
-            async with self._writing:
-                await self._write_piece(_PIECE_BYTES)
-        await self._drained()
-        self._check_not_dropped()
 
     def drop(self, error: Overloaded) -> None:
-        """Make room for other answers: a whole response that is not read ends. The pipeline of a stream fails, and its
-        client gets the error."""
+        """Make room for other answers: the connection closes if a whole response is not read, or more than a piece that
+        a stream is made of. Otherwise the pipeline of a stream fails, and its client gets the error."""
         self._dropped = error
-        if self._has_begun and not self._is_stream:
+        is_blocked = not self._is_stream or (self._writing.locked() and self._held > _PIECE_BYTES)
+        if self._has_begun and is_blocked:
             self.abort()
 
     @asynccontextmanager
@@ -192,11 +196,12 @@ class Reply:
         """Send events, and wait until the client has read all but what buffers of fixed sizes hold."""
         async with self._writing:
             self._last_s = asyncio.get_running_loop().time()
-            if not self.status:
-                await self._start(200, self._headers)
-            await self._write(lines, ends=ends)
-            if not ends:
-                await self._drained()
+            with self._sending():
+                if not self.status:
+                    await self._start(200, self._headers)
+                await self._write(lines, ends=ends)
+                if not ends:
+                    await self._drained()
 
     async def send_done(self) -> None:
         """The end of a stream."""
@@ -227,7 +232,13 @@ class Reply:
 
     async def _write_piece(self, size: int) -> None:
         piece, self._rest = self._rest[:size], self._rest[size:]
+        if not self._rest:
+            self._rest = memoryview(b"")  # an empty slice would keep the whole response
         await self._write(bytes(piece), ends=not self._rest)
+
+    def _sending(self) -> AbstractContextManager[None]:
+        """Within the block the client has something to read."""
+        return nullcontext() if self.waiting is None else self.waiting.sending()
 
     def _check_not_dropped(self) -> None:
         if self._dropped is not None:

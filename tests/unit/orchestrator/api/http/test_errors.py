@@ -137,3 +137,7 @@ def test_before_the_body_is_read_fields_keep_their_names():
 def test_overload_says_when_to_retry():
     headers = error_response(Overloaded("calls", 2, 1, 1.25)).headers
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1250")
+
+
+def test_an_overload_that_would_come_again_is_not_retried():
+    assert error_response(Overloaded("answer", 2, 1, None)).headers == {"x-should-retry": "false"}

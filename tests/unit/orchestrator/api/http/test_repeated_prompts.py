@@ -77,9 +77,9 @@ def test_ordinary_requests_are_below_the_limit(shown, choices, tokens, top, char
 
 def test_the_refusal_tells_how_many_choices_fit():
     view, prompt = View(choices=128, **LOGPROBS), read_prompt("a" * 4000, 100_000)
-    of_choice = bytes_in_choice(view, prompt, 20)
+    choice_bytes = bytes_in_choice(view, prompt, 20)
     with pytest.raises(InvalidRequest) as refused:
-        check_repeated(view, of_choice, [prompt, ReadPrompt()])
-    assert MAX_REPEATED_BYTES // of_choice == 0, "one choice is always allowed"
+        check_repeated(view, choice_bytes, [prompt, ReadPrompt()])
+    assert MAX_REPEATED_BYTES // choice_bytes == 0, "one choice is always allowed"
     assert (refused.value.field, refused.value.value) == ("choices", 128)
     assert refused.value.limit == "at most 1: each shows 100000 tokens of the prompt (text, log probabilities)"

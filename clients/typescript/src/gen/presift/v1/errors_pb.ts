@@ -37,7 +37,7 @@ export type Status = Message<"presift.v1.Status"> & {
   message: string;
 
   /**
-   * details holds an ErrorInfo and, with OVERLOADED, a RetryInfo.
+   * details holds an ErrorInfo and, with OVERLOADED, mostly a RetryInfo.
    *
    * @generated from field: repeated google.protobuf.Any details = 3;
    */
@@ -150,7 +150,8 @@ export enum ErrorReason {
   ROUTE_UNSUPPORTED = 4,
 
   /**
-   * ERROR_REASON_OVERLOADED: a queue is full, or a tenant has reached its limit. RetryInfo says when to retry.
+   * ERROR_REASON_OVERLOADED: a queue is full, or a tenant has reached its limit. RetryInfo says when to retry;
+   * without it the same request would fail again.
    * metadata: field (the queue or limit), value, limit.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 5;
