@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -29,6 +30,9 @@ async def in_thread(work: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait((working,))
-        working.exception()  # marks it as retrieved
+        while not working.done():
+            with suppress(asyncio.CancelledError):  # a caller may leave after its deadline has passed
+                await asyncio.wait((working,))
+        if not working.cancelled():
+            working.exception()  # marks it as retrieved
         raise

@@ -504,6 +504,23 @@ async def test_silence_before_the_decision_is_broken_too(routed, open_door, has_
     await is_over(door)
 
 
+async def test_a_prompt_comes_after_the_decision_that_ends_a_silence(routed, open_door):
+    """It may be long: with its choice it is made in a thread, and counted."""
+    door = await open_door(routed, keepalive_s=0.1)
+    door.house.draft.gate.clear()
+    text = "abcdefghij" * 10
+    options = {"stream": True, "echo": True, "presift": {"route": "spec_pc"}}
+    reader, writer = await raw(door, posted(asked(prompt=text, **options)))
+    await read_until(reader, b": waiting\n\n")
+    door.house.draft.gate.set()
+    first, *others = events_of(await read_until(reader, b"[DONE]"))
+    assert first["presift"]["decision"] and first["choices"] == []
+    texts = [choice["text"] for each in others for choice in each["choices"]]
+    assert texts[0].startswith(text) and "".join(texts).count(text) == 1
+    writer.close()
+    await is_over(door)
+
+
 async def test_an_error_after_a_broken_silence_is_the_last_event(routed, open_door, telemetry):
     door = await open_door(routed, keepalive_s=0.05)
     door.house.draft.gate.clear()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from presift.core.masks import KvMask
 from presift.orchestrator.domain.ports import Target, Usage
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.deadline import Deadline
+from presift.rpc.large_input import in_thread
 
 # The target reports its selection with the first token.
 _ONE_TOKEN = Sampling(max_new_tokens=1)
@@ -55,7 +56,7 @@ class KeptKvReader:
             mask = usage.kv_mask
         if mask is None:
             return None
-        return KeptKv(await asyncio.to_thread(in_prompt, mask, kv_plan, plan), usage.coverage)
+        return KeptKv(await in_thread(partial(in_prompt, mask, kv_plan, plan)), usage.coverage)
 
     async def _generate_afresh(self, plan: Plan, kv_plan: KvPlan, deadline: Deadline) -> Usage:
         """In a namespace of its own, which no later call uses; only its compressed entry stays in the cache."""

@@ -91,7 +91,7 @@ class Completion(ABC):
 
     def decision_chunk(self, decision: Decision) -> dict[str, Any]:
         """The decision, for a stream whose header was sent without it."""
-        if self.view.prompt_logprobs:  # the texts come at the end
+        if self.view.prompt_logprobs or self.view.needs_prompt:  # the texts come later
             chunk = self._object(self.chunk_kind, [])
         else:
             chunk = self._chunk(self._chunk_choice(0, Delta("", ())))
