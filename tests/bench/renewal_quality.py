@@ -38,11 +38,11 @@ from presift.target.sglang.engine import SglangEngine
 RESULTS = Path(__file__).parent / "results"
 ANSWER_TOKENS = 256
 # So many answers are generated together: each step reads the weights once for all of them.
-AT_ONCE = 35
+AT_ONCE = 24
 _COME_AGAIN = 75
 # In a full pool, renewals are skipped, and each reads the prompt again beside the request. A row of SGLang's batch is
 # taken by every answer and by every renewal.
-_ENGINE = {"kv_pool_tokens": 60_000, "max_running": 48, "prefill_chunk_tokens": 4096, "threads": 2}
+_ENGINE = {"kv_pool_tokens": 110_000, "max_running": 48, "prefill_chunk_tokens": 4096, "threads": 2}
 
 
 @dataclass(slots=True)
