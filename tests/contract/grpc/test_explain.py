@@ -218,8 +218,10 @@ async def test_explanations_are_made_one_at_a_time_while_others_are_answered(ope
     house = await open_house(limits=QueueLimits(max_running=2))
     rendering, explaining = Rendering(monkeypatch), house.pipeline.parts.explaining
     plain = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG))
-    calls = [house.stub.Explain(plain) for _ in range(4)]
-    await house.settle(lambda: rendering.running == 1 and explaining.waiting == 3)
+    calls = [house.stub.Explain(plain)]
+    await house.settle(lambda: rendering.running == 1)
+    calls += [house.stub.Explain(plain) for _ in range(3)]
+    await house.settle(lambda: explaining.waiting == 3)
     assert (await house.ask([4, 5])).token_ids == [5, 4]
     calls[0].cancel()
     await house.settle(calls[0].done)
