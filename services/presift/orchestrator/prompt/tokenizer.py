@@ -27,6 +27,7 @@ from presift.orchestrator.prompt.protected_tokens import protected_kinds, protec
 from presift.orchestrator.prompt.raw_tokens import encoding_of, without_first_token
 from presift.orchestrator.prompt.rendered_prompt import RenderedPrompt, read_chat
 from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit, byte_count, check_length
+from presift.rpc.large_input import in_thread_if_large
 
 # Longer prompts take milliseconds and are rendered and tokenized in a thread.
 INLINE_CHARACTERS = 8_192
@@ -111,14 +112,14 @@ class PromptTokenizer:
         def offsets() -> NDArray[np.int32]:
             return np.array(self._encoding(prompt, rendered).offsets, dtype=np.int32).reshape(-1, 2)
 
-        return rendered.text, await self.limit.run(offsets, byte_count(rendered.text))
+        return rendered.text, await self.limit.run(offsets, await _byte_count(rendered.text))
 
     @cached_property
     def _control(self) -> ControlTokens | None:
         return None if self.backend is None else ControlTokens(self.backend, self.renderer.samples())
 
     async def _encode(self, prompt: Chat | Text, rendered: RenderedPrompt) -> TokenizedPrompt:
-        size = byte_count(rendered.text)
+        size = await _byte_count(rendered.text)
 
         def encode() -> TokenizedPrompt:
             check_length(self.backend, rendered.text, size)
@@ -143,6 +144,11 @@ class PromptTokenizer:
         if self._control.are_exact(encoding, rendered.text):
             return encoding
         return self._control.encode(rendered.text)
+
+
+async def _byte_count(text: str) -> int:
+    """As `byte_count`, which encodes what is not ASCII: 32 MiB at most."""
+    return len(text) if text.isascii() else await in_thread_if_large(len(text), partial(byte_count, text))
 
 
 def _memory_bytes(prompt: TokenizedPrompt) -> int:
