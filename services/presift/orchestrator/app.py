@@ -51,7 +51,7 @@ from presift.telemetry.metrics import count
 
 # For calls that only tokenize: they leave processor time to others, and do not wait for the targets.
 TOKENIZING = QueueLimits(max_running=2, max_waiting=256, max_bytes=128 * 2**20)
-# One at a time, because a large explanation takes a hundred times as much memory as its request.
+# One at a time: the largest takes 832 MiB, for a request of 256 KiB (tests/ops/test_memory.py).
 EXPLAINING = QueueLimits(max_running=1, max_waiting=256, max_bytes=128 * 2**20)
 # KV masks of the target that explanations hold. Apart from EXPLAINING, because the target may be slow.
 READING_MASKS = QueueLimits(max_running=1, max_waiting=256, max_bytes=64 * 2**20)

@@ -15,12 +15,12 @@ from presift.rpc import codec
 from presift.v1 import target_pb2
 
 # Fields of Sampling that are optional on the wire, and those that always have a value.
+# Converting a token's log probabilities takes no longer than reading so many bytes, see `large_input`.
+LOGPROB_BYTES = 256
 _OPTIONAL = (
     *("max_new_tokens", "temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "min_new_tokens", "top_logprobs"),
 )
-# Converting a token's log probabilities takes no longer than reading so many bytes, see `large_input`.
-LOGPROB_BYTES = 256
 _FLAGS = ("ignore_eos", "prompt_logprobs", "keep_special_tokens")
 _CHOICES: dict[ToolChoice, Any] = {
     choice: target_pb2.ToolChoice.Value(f"TOOL_CHOICE_{choice.name}") for choice in ToolChoice

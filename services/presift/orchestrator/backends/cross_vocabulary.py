@@ -27,7 +27,7 @@ from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit
 from presift.orchestrator.prompt.vocabulary_bridge import BridgedPrompt, VocabularyBridge
 from presift.rpc.deadline import Deadline
 
-# Of text, as an estimate: both tokenizers encode it.
+# What a token counts in the limit of tokenizing: two encodings of some four bytes of text.
 _BYTES_PER_TOKEN = 8
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     aclosing,
     asynccontextmanager,
@@ -18,7 +17,7 @@ from contextlib import (
 )
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
@@ -103,7 +102,7 @@ class Pipeline:
             request = self._possible(request)
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                self._admitted(request, quota, deadline) as slot,
+                self._admitted(request, request_cost(request), quota, deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 request = self._cut_for_full(request, int(tokens.ids.size))
@@ -123,10 +122,9 @@ class Pipeline:
 
     @asynccontextmanager
     async def _admitted(
-        self, request: Request, quota: Quota, deadline: Deadline, *, answers: bool = True
+        self, request: Request, cost: RequestCost, quota: Quota, deadline: Deadline, *, answers: bool = True
     ) -> AsyncIterator[Slot]:
         """A slot for a request whose tenant's quota is not used up: its prompt is not tokenized before."""
-        cost = request_cost(request)
         new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens)) if answers else 0
         is_exact = isinstance(request.prompt, TokenIds)
         await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
@@ -225,12 +223,13 @@ class Pipeline:
             limit = "unset if kv asks to select KV while the answer is generated"
             raise InvalidRequest("include_kv_mask", "true", limit)
         request = self._possible(request)
+        tenant, cost = request.tenant or "", request_cost(request)
         try:
             async with (
                 deadline.timeout(),
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                self._mask_slot(request, detail),
-                self._admitted(request, quota, deadline, answers=False) as slot,
+                parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
+                self._admitted(request, cost, quota, deadline, answers=False) as slot,
             ):
                 with parts.guard.idle_gate.busy():
                     tokens, tokenize_ms = await parts.reader.read(request)
@@ -239,30 +238,24 @@ class Pipeline:
                         plan = await parts.planner.plan(context, explains=True)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 slot.close()
-                return await self._explained(request, plan, detail, kept_kv, render)
+                cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
+                async with parts.explaining.slot(tenant, cost, NO_DEADLINE):
+                    return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 
     async def _explained(
         self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
     ) -> T:
-        cost = replace(request_cost(request), tokens=max(1, int(plan.tokens.ids.size)))
-        async with self.parts.explaining.slot(request.tenant or "", cost, NO_DEADLINE):
-            text, offsets = "", None
-            if not isinstance(request.prompt, TokenIds):
-                text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
+        text, offsets = "", None
+        if not isinstance(request.prompt, TokenIds):
+            text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
 
-            def explained() -> T:
-                spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-                return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
+        def explained() -> T:
+            spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
+            return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
 
-            return await in_thread(explained)
-
-    def _mask_slot(self, request: Request, detail: Detail) -> AbstractAsyncContextManager[Any]:
-        """The right to hold a KV mask of the target, if one is wanted."""
-        if not detail.kv_mask:
-            return nullcontext()
-        return self.parts.reading_masks.slot(request.tenant or "", request_cost(request), NO_DEADLINE)
+        return await in_thread(explained)
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as

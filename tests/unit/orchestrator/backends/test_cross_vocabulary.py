@@ -1,5 +1,7 @@
 """A draft of another vocabulary behind the port of an ordinary one: asked for what it can say, heard in our tokens."""
 
+import asyncio
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
 from presift.orchestrator.domain.ports import MaskRejected, Score
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
-from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit
+from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, SHORT_BYTES, TokenizingLimit
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
@@ -175,6 +177,19 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
             ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, deadline=NO_DEADLINE
         )
     assert port.calls == []
+
+
+async def test_texts_are_encoded_within_the_limit_of_tokenizing(bpe, words):
+    port, limit, gate = Port(), TokenizingLimit(), threading.Event()
+    draft = CrossVocabularyDraft(port, VocabularyBridge(bpe, words), limit)
+    full = [asyncio.create_task(limit.run(gate.wait, SHORT_BYTES)) for _ in range(AT_ONCE_BYTES // SHORT_BYTES)]
+    options = {"include_importance": False, "deadline": NO_DEADLINE}
+    scoring = asyncio.create_task(draft.score(ids_of(bpe, TEXT), PC, (), **options))
+    done, _ = await asyncio.wait([scoring], timeout=0.1)
+    assert not done and port.calls == []
+    gate.set()
+    await asyncio.gather(scoring, *full)
+    assert len(port.calls) == 1
 
 
 ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=60, max_size=120)

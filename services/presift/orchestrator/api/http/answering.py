@@ -34,8 +34,8 @@ from presift.rpc.large_input import in_thread_if_large
 
 # An answer's place in a response, with its usage and decision, takes as long to make as so much text.
 _EVENT_BYTES = 1024
-# Of each delta that is kept, beside its content: its strings and their places.
-_PIECE_BYTES = 80
+# Memory of a delta that is kept, beside its content.
+_DELTA_BYTES = 80
 # Fewer bytes are not worth counting one by one.
 _COUNTED_AT_ONCE = 1024
 
@@ -161,7 +161,7 @@ def _text_of(backend: Tokenizer, token_ids: NDArray[np.uint32], *, keeps_special
 
 
 def _size_of(event: Event) -> int:
-    return _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event) + _PIECE_BYTES
+    return _EVENT_BYTES if isinstance(event, Decision) else held_bytes(event) + _DELTA_BYTES
 
 
 class _Kept:
