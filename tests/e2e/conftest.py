@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -166,6 +167,7 @@ async def start(tiny_model: Callable[[str], Path], request: pytest.FixtureReques
     before another starts the one that was not used for longest, if there are MOST_ENGINES.
     """
     everywhere = dict(request.config.getoption("--engine", default=[]))
+    cores_are_divided = "SGLANG_CPU_OMP_THREADS_BIND" in os.environ
     running: dict[tuple[Any, ...], Driver] = {}
     last_used: dict[tuple[Any, ...], int] = {}
 
@@ -175,6 +177,9 @@ async def start(tiny_model: Callable[[str], Path], request: pytest.FixtureReques
         if key not in running:
             if len(running) == MOST_ENGINES:
                 await running.pop(min(running, key=last_used.__getitem__)).engine.stop()
+            # Each engine divides the cores among its own ranks, unless somebody has divided them for all.
+            if not cores_are_divided:
+                os.environ.pop("SGLANG_CPU_OMP_THREADS_BIND", None)
             engine = SglangEngine(SglangOptions(resolve(str(tiny_model(name))), dtype="float32", **chosen))
             running[key] = Driver(engine)
             await engine.start()
