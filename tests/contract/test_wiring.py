@@ -15,7 +15,7 @@ from presift.orchestrator.admission.admission import Admission, QueueLimits
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
-from presift.orchestrator.pipeline.pipeline import Parts
+from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
@@ -121,11 +121,11 @@ class Fault:
 
 
 def other_parts(**changes):
-    return lambda *parts: replace(Parts(*parts), **{name: make() for name, make in changes.items()})
+    return lambda **parts: replace(Parts(**parts), **{name: make() for name, make in changes.items()})
 
 
-def other_calibration(*parts):
-    made = Parts(*parts)
+def other_calibration(**parts):
+    made = Parts(**parts)
     unused = Calibration(None, made.target, made.models, None, made.estimator, limit_s=1.0)
     return replace(made, calibration=unused)
 

@@ -1251,8 +1251,8 @@ FAULTS: tuple[Planted, ...] = (
         "Wiring: the pipeline holds the tenants' quotas",
         "the pipeline gets quotas that count nothing",
         f"{ORCHESTRATOR}/app.py",
-        "        edges.quotas,\n",
-        "        Quotas(),\n",
+        "        quotas=edges.quotas,\n",
+        "        quotas=Quotas(),\n",
         (f"{CONTRACT}/test_wiring.py::test_the_sound_wiring_passes[quotas-are-not-those-of-the-edges]",),
     ),
     Planted(

@@ -28,7 +28,8 @@ from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.orchestrator.pipeline.gauges import gauges_of
-from presift.orchestrator.pipeline.pipeline import Parts, Pipeline
+from presift.orchestrator.pipeline.parts import Parts
+from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
@@ -138,23 +139,22 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     calibration = Calibration(draft, target, models, tuning.defaults, estimator, limit_s=limit_s)
     if not tuning.calibrates:
         calibration.stop()
-    admission = Admission(tuning.queue)
     parts = Parts(
-        edges.quotas,
-        admission,
-        reader,
-        planner,
-        edges.tokenizer,
-        target,
-        models,
-        estimator,
-        guard,
-        calibration,
-        edges.store,
-        AnswerBytes(tuning.max_answer_bytes, lambda: count("presift.answers.ended")),
-        Admission(TOKENIZING),
-        Admission(EXPLAINING),
-        Admission(READING_MASKS),
+        quotas=edges.quotas,
+        admission=Admission(tuning.queue),
+        tokenizing=Admission(TOKENIZING),
+        explaining=Admission(EXPLAINING),
+        reading_masks=Admission(READING_MASKS),
+        reader=reader,
+        planner=planner,
+        tokenizer=edges.tokenizer,
+        target=target,
+        models=models,
+        estimator=estimator,
+        guard=guard,
+        calibration=calibration,
+        store=edges.store,
+        answer_bytes=AnswerBytes(tuning.max_answer_bytes, lambda: count("presift.answers.ended")),
     )
     closables: tuple[Closable, ...] = (calibration, guard, models, draft, target, *edges.closables, edges.store)
     gauges = gauges_of(parts, edges.lock)

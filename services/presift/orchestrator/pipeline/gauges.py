@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from presift.cache.build_lock import BuildLock
 from presift.orchestrator.admission.admission import Admission
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.pipeline.pipeline import Parts
+from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.telemetry.gauges import Gauge, Reading, gauge, gauges
 

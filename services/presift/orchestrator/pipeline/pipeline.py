@@ -19,64 +19,37 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from presift.cache.store import Store
 from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.plan import Route
-from presift.orchestrator.admission.admission import Admission, Slot
-from presift.orchestrator.admission.quotas import Quota, Quotas
+from presift.orchestrator.admission.admission import Slot
+from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
-from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.caller import TenantLimits
-from presift.orchestrator.domain.ports import Remainder, Target, TargetInfo, Usage
+from presift.orchestrator.domain.ports import Remainder, TargetInfo, Usage
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
-from presift.orchestrator.estimation.calibration import Calibration
-from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes, length_warnings
+from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.migration import can_migrate, remainder_of
-from presift.orchestrator.planning.planner import Planner
-from presift.orchestrator.planning.request_context import RequestReader, Reservation
+from presift.orchestrator.planning.request_context import Reservation
 from presift.orchestrator.prompt.detokenizer import Detokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
-from presift.orchestrator.quality.guard import QualityGuard
 from presift.orchestrator.routing.decision import Plan
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.rpc.large_input import in_thread
 from presift.telemetry.tracing import tracer
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of an orchestrator that its pipeline uses."""
-
-    quotas: Quotas
-    admission: Admission
-    reader: RequestReader
-    planner: Planner
-    tokenizer: PromptTokenizer
-    target: Target
-    models: ModelRegistry
-    estimator: CostEstimator
-    guard: QualityGuard
-    calibration: Calibration
-    store: Store
-    answer_bytes: AnswerBytes
-    tokenizing: Admission
-    explaining: Admission
-    reading_masks: Admission
 
 
 class Pipeline:
