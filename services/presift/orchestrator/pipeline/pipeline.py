@@ -6,7 +6,7 @@ tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefil
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     aclosing,
@@ -15,39 +15,33 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from presift.core.answer import AnswerDelta
 from presift.core.errors import DeadlineExceeded, InvalidRequest
-from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Slot
 from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.domain.caller import TenantLimits
-from presift.orchestrator.domain.ports import Remainder, TargetInfo, Usage
+from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
-from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
-from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes, length_warnings
+from presift.orchestrator.pipeline.decoding import Choice, decoded
+from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
-from presift.orchestrator.planning.capabilities import narrowed_to_target, sampling_of
+from presift.orchestrator.planning.capabilities import narrowed_to_target
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
 from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
-from presift.orchestrator.planning.migration import can_migrate, remainder_of
 from presift.orchestrator.planning.request_context import Reservation
-from presift.orchestrator.prompt.detokenizer import Detokenizer
-from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.rpc.large_input import in_thread
-from presift.telemetry.tracing import tracer
 
 T = TypeVar("T")
 
@@ -128,7 +122,7 @@ class Pipeline:
         metrics.record_target_call()
 
         def answer(number: int) -> Answer:
-            choice = _Choice.of(number, plan, request, self.parts.tokenizer)
+            choice = Choice.of(number, plan, request, self.parts.tokenizer)
             call = self.parts.target.generate(
                 plan.read_ids,
                 choice.sampling,
@@ -139,50 +133,10 @@ class Pipeline:
                 answer_format=request.answer_format,
                 remainder=choice.remainder if choice.migrates else None,
             )
-            return Answer(self._decoded(plan, request, choice, metrics, call.events()), call.cancel)
+            return Answer(decoded(choice, call.events(), self.parts, metrics), call.cancel)
 
         held = Held(partial(self.parts.answer_bytes.part, request.tenant), held_bytes)
         return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
-
-    async def _decoded(
-        self,
-        plan: Plan,
-        request: Request,
-        choice: _Choice,
-        metrics: RequestMetrics,
-        events: AsyncGenerator[AnswerDelta | Usage, None],
-    ) -> AsyncGenerator[Delta | Report, None]:
-        """One choice. Only the first one is learned from: the others find the prompt in the target's cache. Nothing is
-        learned from an answer of two targets."""
-        parts, decision, sampling, detokenizer = self.parts, plan.decision, choice.sampling, choice.detokenizer
-        ttft_ms, answer, began = 0.0, list[int](), parts.estimator.now
-        # Not made current: the context of an async generator is that of its consumer.
-        span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-        with span, parts.estimator.answering(plan, sampling.max_new_tokens) as reading:
-            async with aclosing(events):
-                async for event in events:
-                    now_ms = (time.perf_counter() - metrics.arrived) * 1000
-                    if not ttft_ms:  # the answer may be a stop token alone
-                        ttft_ms = now_ms
-                        span.add_event("first_token")
-                        reading.done()
-                        parts.planner.remember(plan)
-                    if isinstance(event, Usage):
-                        metrics.record_answer(event, ttft_ms, now_ms, is_first=choice.number == 0)
-                        if choice.number == 0 and not event.migrated:
-                            tokens = tuple(answer)
-                            observed = AnswerObservation(
-                                plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
-                            )
-                            parts.estimator.observe(observed)
-                            parts.guard.offer(plan, sampling, request.answer_format, tokens)
-                        if text := detokenizer.finish():
-                            yield Delta(text, (), choice=choice.number)
-                        warnings = plan.tokens.warnings + length_warnings(request, event)
-                        yield Report(decision, event, ttft_ms, now_ms, choice.number, warnings)
-                    else:
-                        answer += event.token_ids
-                        yield _delta(event, detokenizer, choice.number)
 
     async def explain(
         self, request: Request, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline = NO_DEADLINE
@@ -256,31 +210,6 @@ class Pipeline:
         return self.parts.estimator.learned()
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """Answer `number` of a request. `migrates`: another target may continue it."""
-
-    number: int
-    plan: Plan
-    sampling: Sampling
-    detokenizer: Detokenizer
-    migrates: bool
-
-    @classmethod
-    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> _Choice:
-        sampling = sampling_of(request.sampling, number)
-        detokenizer = Detokenizer(tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
-        migrates = request.migrate and can_migrate(sampling, plan.kv_plan, request.answer_format)
-        return cls(number, plan, sampling, detokenizer, migrates)
-
-    def remainder(self, answer: Sequence[int]) -> Remainder | None:
-        """What to ask another target after the tokens of `answer`, all of which were decoded."""
-        # It would not find a stop string that begins in its prompt.
-        if self.detokenizer.may_be_stopping:
-            return None
-        return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, answer)
-
-
 def _new_tokens(request: Request) -> int:
     """The most tokens that all choices together may generate."""
     return request.choices * request.sampling.max_new_tokens
@@ -295,11 +224,3 @@ def _until_last_answer(slot: Slot, reservation: Reservation) -> Iterator[None]:
     reservation.close()
     with closing(slot):
         yield
-
-
-def _delta(delta: AnswerDelta, detokenizer: Detokenizer, choice: int) -> Delta:
-    """With the text that the target separated or, if it was not asked to, with that of the tokens."""
-    ids, parsed = delta.token_ids, delta.parsed
-    if parsed is None:
-        return Delta(detokenizer.push(ids), ids, logprobs=delta.logprobs, choice=choice)
-    return Delta(parsed.content, ids, parsed.reasoning, parsed.tool_calls, delta.logprobs, choice)
