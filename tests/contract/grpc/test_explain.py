@@ -9,7 +9,7 @@ from presift.core.errors import Overloaded
 from presift.core.masks import KvMask
 from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.backends import target_codec
-from presift.orchestrator.pipeline import pipeline as pipeline_module
+from presift.orchestrator.pipeline import explainer as explainer_module
 from presift.orchestrator.planning import kept_kv as kept_kv_module
 from presift.rpc.codec import kv_mask_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
@@ -203,8 +203,8 @@ class Rendering:
     """Explanations that are made in threads until `gate` opens."""
 
     def __init__(self, monkeypatch):
-        self.gate, self.running, self.most, self._explain = threading.Event(), 0, 0, pipeline_module.explain
-        monkeypatch.setattr(pipeline_module, "explain", self)
+        self.gate, self.running, self.most, self._explain = threading.Event(), 0, 0, explainer_module.explain
+        monkeypatch.setattr(explainer_module, "explain", self)
 
     def __call__(self, *args, **options):
         self.running += 1

@@ -5,45 +5,39 @@ tokenize -> protect -> route -> cache? -> draft: score -> mask -> target: prefil
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import (
+    AbstractAsyncContextManager,
     AbstractContextManager,
     aclosing,
     asynccontextmanager,
     closing,
     contextmanager,
-    nullcontext,
 )
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Slot
 from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import TargetInfo
-from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
+from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.perf_model import LearnedCost
+from presift.orchestrator.pipeline.admitted import admitted
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.decoding import Choice, decoded
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
+from presift.orchestrator.pipeline.explainer import Explainer
 from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.pipeline.request_metrics import RequestMetrics, request_metrics
 from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target
-from presift.orchestrator.planning.explain import Detail, Explanation, explain
-from presift.orchestrator.planning.kept_kv import KeptKv, KeptKvReader
 from presift.orchestrator.planning.request_context import Reservation
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
-from presift.rpc.large_input import in_thread
-
-T = TypeVar("T")
 
 
 class Pipeline:
@@ -54,8 +48,8 @@ class Pipeline:
 
     def __init__(self, parts: Parts, max_request_s: float | None = None) -> None:
         self.parts = parts
+        self.explainer = Explainer(parts, max_request_s)
         self._max_request_s = max_request_s
-        self._kept_kv = KeptKvReader(parts.target)
 
     async def generate(self, request: Request, deadline: Deadline) -> AsyncGenerator[Event, None]:
         """A Decision, then Deltas and one Report for each of the choices. Closing the generator aborts them.
@@ -66,10 +60,10 @@ class Pipeline:
         parts, deadline = self.parts, deadline.at_most(self._max_request_s)
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
-            request = self._possible(request)
+            request = narrowed_to_target(request, parts.models.known_target())
             async with (
                 parts.quotas.held(request.tenant, request.limits) as quota,
-                self._admitted(request, request_cost(request), quota, deadline) as slot,
+                self._admitted(request, quota, deadline) as slot,
             ):
                 tokens, tokenize_ms = await parts.reader.read(request)
                 request = self._cut_for_full(request, int(tokens.ids.size))
@@ -87,21 +81,10 @@ class Pipeline:
                                 quota.record_generated(len(event.token_ids))
                             yield event
 
-    @asynccontextmanager
-    async def _admitted(
-        self, request: Request, cost: RequestCost, quota: Quota, deadline: Deadline, *, answers: bool = True
-    ) -> AsyncIterator[Slot]:
-        """A slot for a request whose tenant's quota is not used up: its prompt is not tokenized before."""
-        new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens)) if answers else 0
-        is_exact = isinstance(request.prompt, TokenIds)
-        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
-        async with self.parts.admission.slot(request.tenant or "", cost, deadline) as slot:
-            yield slot
-
-    def _possible(self, request: Request) -> Request:
-        """The request as far as the target can do it. Admission and quotas count no more tokens than the context."""
-        target = self.parts.models.known_target()
-        return cut_to_context(narrowed_to_target(request, target), 1, target.model.context_tokens)
+    def _admitted(self, request: Request, quota: Quota, deadline: Deadline) -> AbstractAsyncContextManager[Slot]:
+        cost = request_cost(request)
+        new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens))
+        return admitted(self.parts.admission, request, cost, quota, deadline, max_new_tokens=new_tokens)
 
     def _cut_for_full(self, request: Request, prompt_tokens: int) -> Request:
         """No tokens are reserved that an answer to the whole prompt cannot have."""
@@ -137,52 +120,6 @@ class Pipeline:
 
         held = Held(partial(self.parts.answer_bytes.part, request.tenant), held_bytes)
         return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
-
-    async def explain(
-        self, request: Request, detail: Detail, render: Callable[[Explanation], T], deadline: Deadline = NO_DEADLINE
-    ) -> T:
-        """The decision and the fate of every prompt token, without an answer. Returns what `render` makes of it, in a
-        thread. Raises the draft's errors instead of falling back to the full prompt, and InvalidRequest for a KV mask
-        of a selection that changes."""
-        parts, arrived, deadline = self.parts, time.perf_counter(), deadline.at_most(self._max_request_s)
-        parts.calibration.stop()
-        if detail.kv_mask and request.kv.renews:
-            limit = "unset if kv asks to select KV while the answer is generated"
-            raise InvalidRequest("include_kv_mask", "true", limit)
-        request = self._possible(request)
-        tenant, cost = request.tenant or "", request_cost(request)
-        try:
-            async with (
-                deadline.timeout(),
-                parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
-                self._admitted(request, cost, quota, deadline, answers=False) as slot,
-            ):
-                with parts.guard.idle_gate.busy():
-                    tokens, tokenize_ms = await parts.reader.read(request)
-                    await quota.charge(tokens.ids.size, max_new_tokens=0)
-                    with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
-                        plan = await parts.planner.plan(context, explains=True)
-                    kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
-                slot.close()
-                cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
-                async with parts.explaining.slot(tenant, cost, NO_DEADLINE):
-                    return await self._explained(request, plan, detail, kept_kv, render)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed") from None
-
-    async def _explained(
-        self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
-    ) -> T:
-        text, offsets = "", None
-        if not isinstance(request.prompt, TokenIds):
-            text, offsets = await self.parts.tokenizer.render_with_offsets(request.prompt)
-
-        def explained() -> T:
-            spans = explain(plan, offsets, kept_kv, span_per_token=detail.span_per_token)
-            return render(Explanation(plan.decision, spans, text, kept_kv, plan.routes))
-
-        return await in_thread(explained)
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as

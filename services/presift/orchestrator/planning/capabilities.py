@@ -12,12 +12,13 @@ from presift.core.plan import Route
 from presift.core.policies import POLICIES
 from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Chat, Request
+from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.prompt.chat_tools import tool_names
 
 
 def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
-    """The request, with only that separated from its answer which the target has a parser for. Raises InvalidRequest
-    for what this target cannot do."""
+    """The request, with only that separated from its answer which the target has a parser for, and with no longer an
+    answer than its context holds. Raises InvalidRequest for what this target cannot do."""
     wanted, grammar = request.answer_format or AnswerFormat(), request.sampling.grammar
     is_forced = wanted.forces_call
     if is_forced and not target.grammars:
@@ -41,7 +42,8 @@ def narrowed_to_target(request: Request, target: TargetInfo) -> Request:
         separate_reasoning=wanted.separate_reasoning and bool(target.reasoning_parser),
         template_kwargs_json="" if chat is None else chat.template_kwargs_json,
     )
-    return replace(request, answer_format=narrowed if tools or chat is not None else None)
+    request = replace(request, answer_format=narrowed if tools or chat is not None else None)
+    return cut_to_context(request, 1, target.model.context_tokens)
 
 
 def _check_tool(request: Request, function: str) -> None:

@@ -69,7 +69,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
         detail = Detail(kv_mask=request.include_kv_mask, span_per_token=request.span_per_token)
         deadline = Deadline.within(context.time_remaining())
-        return await self._pipeline.explain(
+        return await self._pipeline.explainer.explain(
             parsed, detail, lambda explained: explanation_to_wire(explained).SerializeToString(), deadline
         )
 

@@ -144,7 +144,7 @@ class Answering:
         def render(explanation: Explanation) -> tuple[bytes, str]:
             return json_bytes(renderer.explained(explanation)), decision_header(explanation.decision)
 
-        raw, header = await self._pipeline.explain(request, detail, render, deadline)
+        raw, header = await self._pipeline.explainer.explain(request, detail, render, deadline)
         await reply.send_bytes(200, raw, {DECISION_HEADER: header})
 
 
