@@ -23,13 +23,7 @@ from presift.core.errors import PresiftError, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
-from presift.orchestrator.backends.services import (
-    count_pick,
-    fetch_target_info,
-    other_target,
-    target_error,
-    target_pool,
-)
+from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
 from presift.orchestrator.backends.target_codec import usage_from_wire
 from presift.orchestrator.backends.target_request import TargetRequest
 from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, Usage
@@ -73,7 +67,6 @@ class TargetClient:
         model: str = "",
     ) -> None:
         self._idle_s = idle_s
-        self._refusal = other_target(model)
         self._pool = target_pool(address, max_message_bytes, peer, model)
         self._quarantine = Quarantine()
         # The last prompt, and its digest: the choices of a request have the same array.
@@ -87,7 +80,7 @@ class TargetClient:
         if not self._pool.is_alone:
             return await self._pool.info()
         info = (await fetch_target_info(self._pool.only.stub)).info
-        if refusal := self._refusal(info):
+        if refusal := self._pool.refusal(info):
             raise TargetUnavailable(f"the target is not used: {refusal}")
         return info
 

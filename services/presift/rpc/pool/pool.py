@@ -80,6 +80,11 @@ class ReplicaPool(Generic[S, I]):
         """The info that all used replicas agree on; None until it is chosen, and for a single address."""
         return self._reference.info
 
+    def refusal(self, info: I) -> str:
+        """Why a replica with this info is never used; empty if it may be. A single fixed address is not watched, so
+        whoever fetches its info checks it."""
+        return self._service.refusal(info)
+
     def on_switch(self, call: Callable[[I], None]) -> None:
         """`call` gets the new reference whenever it replaces another."""
         self._on_switch = call
@@ -254,12 +259,12 @@ class ReplicaPool(Generic[S, I]):
         by_address = [self._replicas[address] for address in sorted(self._replicas)]
         known = [(each, each.known.info) for each in by_address if each.known is not None]
         current = [(each, info) for each, info in known if each.address not in self._withdrawn] or known
-        allowed = [info for _, info in current if not self._service.refusal(info)]
+        allowed = [info for _, info in current if not self.refusal(info)]
         if is_late or all(each.was_tried for each in by_address):
             self._reference.choose(allowed)
         difference = self._reference.review(allowed)
         for each, info in known:
-            unused = self._service.refusal(info)
+            unused = self.refusal(info)
             if self.reference is not None:
                 unused = unused or self._service.difference(self.reference, info)
             if unused and unused != each.unused:
