@@ -9,13 +9,13 @@ from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
 from presift.core.policies import KvSelection
+from presift.orchestrator.api.grpc.lookaheads import lookahead_from_wire
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import CHAT, SPANS, TEXT, TOKEN_IDS
 from presift.orchestrator.domain.request import (
     AutoCapacity,
     Budget,
     Chat,
-    KvLookahead,
     KvOptions,
     Message,
     Prompt,
@@ -31,9 +31,6 @@ from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 _MESSAGES = "prompt.chat.messages"
 _SELECTIONS: dict[int, KvSelection] = {
     plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
-}
-_LOOKAHEADS: dict[int, KvLookahead] = {
-    orchestrator_pb2.KvLookahead.Value(f"KV_LOOKAHEAD_{each.name}"): each for each in KvLookahead
 }
 _KV_NUMBERS = ("lookahead_tokens", "continue_prompt_tokens", "renew_every", "renew_window", "first_full_tokens")
 
@@ -172,13 +169,3 @@ def selection_from_wire(selection: int) -> KvSelection | None:
     if selection not in _SELECTIONS:
         raise InvalidRequest("kv.selection", selection, f"one of {', '.join(plan_pb2.KvSelection.keys()[1:])}")
     return _SELECTIONS[selection]
-
-
-def lookahead_from_wire(lookahead: int) -> KvLookahead | None:
-    """None for UNSPECIFIED."""
-    if lookahead == orchestrator_pb2.KV_LOOKAHEAD_UNSPECIFIED:
-        return None
-    if lookahead not in _LOOKAHEADS:
-        known = ", ".join(orchestrator_pb2.KvLookahead.keys()[1:])
-        raise InvalidRequest("kv.lookahead", lookahead, f"one of {known}")
-    return _LOOKAHEADS[lookahead]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
+from presift.orchestrator.api.grpc.lookaheads import lookahead_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
-from presift.orchestrator.domain.request import KvLookahead
 from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
 from presift.orchestrator.routing.choice import Reason
@@ -21,9 +21,6 @@ _CACHE: dict[CacheOutcome, Any] = {
 }
 _REASONS: dict[Reason, Any] = {
     reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
-}
-_LOOKAHEADS: dict[KvLookahead, Any] = {
-    each: orchestrator_pb2.KvLookahead.Value(f"KV_LOOKAHEAD_{each.name}") for each in KvLookahead
 }
 
 
@@ -69,7 +66,7 @@ def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
         predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
         cross_vocabulary=decision.cross_vocabulary,
         draft_cached_tokens=decision.draft_cached_tokens,
-        lookahead=None if decision.lookahead is None else _LOOKAHEADS[decision.lookahead],
+        lookahead=None if decision.lookahead is None else lookahead_to_wire(decision.lookahead),
     )
 
 
