@@ -38,8 +38,13 @@ def decode(backend: Tokenizer | None, token_ids: Sequence[int], *, skip_special_
     # The size is asked for last: it takes some 30 ms for a large vocabulary.
     if known.id_to_token(highest) is None and highest >= (size := known.get_vocab_size(with_added_tokens=True)):
         raise InvalidRequest("tokens", highest, f"< {size} (the tokenizer's)")
-    # Unlike `decode`, this releases the GIL.
-    text: str = known.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
+    return text_of(known, token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def text_of(backend: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """As `decode`, but without the ids that the tokenizer does not have: a target's vocabulary may be larger."""
+    # Unlike the library's `decode`, this releases the GIL.
+    text: str = backend.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)[0]
     return text
 
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from presift.core.errors import PromptTooLong
 from presift.core.limits import MAX_PROMPT_TOKENS
+from presift.orchestrator.prompt.raw_tokens import text_of
 
 T = TypeVar("T")
 
@@ -76,12 +77,15 @@ class _Queue:
 
 
 def check_text_length(backend: Tokenizer | None, token_ids: Sequence[int]) -> None:
-    """Raise PromptTooLong for token ids whose text has more than MAX_TEXT_BYTES, before all of it is in memory."""
+    """Raise PromptTooLong for token ids whose text has more than MAX_TEXT_BYTES, before all of it is in memory.
+
+    The texts of the pieces are only counted: joined, they lack the characters that cross their borders.
+    """
     if backend is None or len(token_ids) <= _PIECE_TOKENS:
         return
     size = 0
     for at in range(0, len(token_ids), _PIECE_TOKENS):
-        size += byte_count(backend.decode_batch([token_ids[at : at + _PIECE_TOKENS]], skip_special_tokens=False)[0])
+        size += byte_count(text_of(backend, token_ids[at : at + _PIECE_TOKENS], skip_special_tokens=False))
         if size > MAX_TEXT_BYTES:
             raise PromptTooLong("tokens", f"text of more than {MAX_TEXT_BYTES} bytes", f"at most {MAX_TEXT_BYTES}")
 

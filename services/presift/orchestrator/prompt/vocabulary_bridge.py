@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from presift.core.errors import InvalidRequest
 from presift.core.fingerprint import fingerprint
-from presift.orchestrator.prompt.raw_tokens import encode, encoding_of
+from presift.orchestrator.prompt.raw_tokens import encode, encoding_of, text_of
 from presift.orchestrator.prompt.tokenizing_limit import byte_count, check_length
 
 # Prompt tokens decoded before the lookahead: some decoders strip the beginning of a text.
@@ -59,8 +59,7 @@ class VocabularyBridge:
         """The prompt `token_ids`, uint32[n] of the target. Raises InvalidRequest unless its text encodes to them,
         and PromptTooLong as `check_length` does."""
         ids = token_ids.tolist()
-        # Unlike `decode`, this releases the GIL.
-        text = self._target.decode_batch([ids], skip_special_tokens=False)[0]
+        text = text_of(self._target, ids, skip_special_tokens=False)
         check_length(self._draft, text, byte_count(text))
         target = encoding_of(self._target, text, add_special_tokens=False)
         if target.ids != ids:

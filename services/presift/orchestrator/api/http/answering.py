@@ -27,6 +27,7 @@ from presift.orchestrator.domain.request import Request, Text
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
+from presift.orchestrator.prompt.raw_tokens import text_of
 from presift.orchestrator.prompt.tokenizing_limit import check_text_length
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.deadline import Deadline
@@ -132,7 +133,8 @@ class Answering:
             prompt.text = request.prompt.text
         elif tokenizer.backend is not None and asked.renderer.view.echo:
             # A text has at most one token per byte.
-            text = partial(_text_of, tokenizer.backend, tokens.ids, keeps_special=request.sampling.keep_special_tokens)
+            keeps_special = request.sampling.keep_special_tokens
+            text = partial(_prompt_text, tokenizer.backend, tokens.ids, keeps_special=keeps_special)
             prompt.text = await tokenizer.limit.run(text, tokens.ids.size)
 
     async def _explain(
@@ -148,16 +150,14 @@ class Answering:
         await reply.send_bytes(200, raw, {DECISION_HEADER: header})
 
 
-def _text_of(backend: Tokenizer, token_ids: NDArray[np.uint32], *, keeps_special: bool) -> str:
+def _prompt_text(backend: Tokenizer, token_ids: NDArray[np.uint32], *, keeps_special: bool) -> str:
     """Raises PromptTooLong."""
     ids = token_ids.tolist()
     try:
         check_text_length(backend, ids)
     except PromptTooLong as error:
         raise PromptTooLong("prompt.token_ids", error.value, f"{error.limit}, with echo") from None
-    # Unlike `decode`, this releases the GIL.
-    text: str = backend.decode_batch([ids], skip_special_tokens=not keeps_special)[0]
-    return text
+    return text_of(backend, ids, skip_special_tokens=not keeps_special)
 
 
 def _size_of(event: Event) -> int:
