@@ -82,11 +82,6 @@ class KvSelector:
         return held, total
 
     @property
-    def coverage(self) -> float | None:
-        """The share, 0..1, of the attention that falls on kept tokens. None until the selection is complete."""
-        return coverage_of([self.attention])
-
-    @property
     def mask(self) -> KvMask:
         """The kept KV as [layers, kv_heads, n]. The final prompt token counts as kept: the target reads it again.
 

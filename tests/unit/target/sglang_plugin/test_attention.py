@@ -162,7 +162,7 @@ def test_the_rows_of_any_chunks_score_against_the_keys_in_the_pool(cuts: list[in
     alone.add(0, queries[16:], 16, machine.keys_of(1, 22), DIM**-0.5)
     assert request.state.selector.is_complete
     assert torch.equal(request.state.selector.kept[0], alone.kept[0])
-    assert request.state.selector.coverage == pytest.approx(alone.coverage)
+    assert request.state.selector.attention == pytest.approx(alone.attention)
 
 
 def test_a_given_mask_and_a_decode_step_show_no_rows() -> None:

@@ -62,7 +62,7 @@ class Rig:
     def _scoring(self, scheduler: Any, request: Request, state: DecodeState) -> Request:
         assert scheduler is self.scheduler
         given = state.plan.kv_mask is not None
-        seen: Any = Selected(coverage=0.5, ms=1.5)
+        seen: Any = Selected(ms=1.5)
         scored = ScoringState(state, None if given else seen)
         scoring = Request(f"presift-{request.rid}", scored, cached_tokens=6, priority=request.priority)
         # As SGLang's, it is part of a reference cycle.
@@ -77,7 +77,7 @@ class Rig:
         assert scheduler is self.scheduler and state is request.state and ranks is ALONE
         if self.failure or not self.room:
             return SelectedCopy(None, self.failure)
-        coverage = None if state.selector is None else state.selector.coverage
+        coverage = None if state.selector is None else 0.5
         accepted = () if state.lookahead is None else state.lookahead.tokens
         mask = MASK if state.caller.plan.report_kept else None
         return SelectedCopy(torch.zeros(KEPT), coverage=coverage, accepted=accepted, kv_mask=mask)
