@@ -155,7 +155,7 @@ def _save_experts(folder: Path) -> None:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "intermediate_size": 128,  # of layers without experts
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 48,  # no multiple of what SGLang's own CPU engine wants
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "norm_topk_prob": True,
@@ -185,9 +185,9 @@ def _save_experts(folder: Path) -> None:
             matrix(f"{layer}.self_attn.{name}_proj", rows, 64)
         matrix(f"{layer}.mlp.gate", 8, 64)
         for expert in (f"{layer}.mlp.experts.{number}" for number in range(8)):
-            matrix(f"{expert}.gate_proj", 32, 64)
-            matrix(f"{expert}.up_proj", 32, 64)
-            matrix(f"{expert}.down_proj", 64, 32)
+            matrix(f"{expert}.gate_proj", 48, 64)
+            matrix(f"{expert}.up_proj", 48, 64)
+            matrix(f"{expert}.down_proj", 64, 48)
     weights |= {f"{name}.weight": np.ones(width, np.float32) for name, width in norms.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 

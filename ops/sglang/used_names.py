@@ -79,6 +79,7 @@ _NAMES: dict[str, str] = {
     "configs.model_config.ModelConfig": """
         context_len get_total_num_kv_heads hf_eos_token_id is_encoder_decoder is_multimodal model_is_mrope
         num_hidden_layers vocab_size""",
+    "configs.update_config": "get_num_heads_padding_size update_intermediate_size",
     "distributed.parallel_state.GroupCoordinator": "all_gather_object rank_in_group world_size",
     "observability.req_time_stats.SchedulerReqTimeStats": "set_wait_queue_entry_time wait_queue_entry_time",
     "plugins.hook_registry.HookRegistry": "_patched apply_hooks register",

@@ -20,6 +20,12 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     device_name = "presift_cpu"
     device_type = "cpu"
 
+    def init_backend(self) -> None:
+        """SGLang calls it in each process that will load weights, before it does."""
+        from presift.target.cpu import weight_shapes
+
+        weight_shapes.keep()
+
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
