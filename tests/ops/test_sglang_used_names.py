@@ -11,7 +11,11 @@ from used_names import used_names
 from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions
 
 TARGET = Path(__file__).parents[2] / "services" / "presift" / "target"
-FILES = [*sorted((TARGET / "sglang_plugin").glob("*.py")), TARGET / "sglang" / "seeds.py"]
+FILES = [
+    *sorted((TARGET / "sglang_plugin").glob("*.py")),
+    TARGET / "sglang" / "seeds.py",
+    TARGET / "cpu" / "weight_shapes.py",
+]
 LISTED = [path for version in TESTED for path in (*hooked_functions(version).values(), *used_names(version))]
 # What presift calls SGLang's objects in those files, as variables or as attributes.
 _OBJECTS = """
