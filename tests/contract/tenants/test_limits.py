@@ -14,11 +14,13 @@ from presift.orchestrator.admission.admission import QueueLimits
 from presift.orchestrator.admission.concurrency_limit import RedisConcurrencyLimit
 from presift.orchestrator.admission.factory import open_usage_limits
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
+from presift.orchestrator.admission.request_cost import RequestCost
 from presift.orchestrator.api.auth.api_keys import KeyEntry, digest_of, new_key
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 from presift.orchestrator.api.auth.key_file import Keys
 from presift.orchestrator.domain.caller import TenantLimits
+from presift.rpc.deadline import NO_DEADLINE
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.doors import ACME, OTHER, door, shows
@@ -364,6 +366,19 @@ async def test_over_the_quota_no_prompt_is_tokenized(two_houses, monkeypatch):
     for refused in (await refusal_of(_all(generate)), await refusal_of(explained)):
         assert (refused.code, refused.field) == ("RESOURCE_EXHAUSTED", "tokens_per_minute")
     assert encoded == [] and first.admission.running == 0
+
+
+async def test_over_the_quota_nobody_waits_for_another_tenants_mask(two_houses):
+    first, _ = await two_houses(TenantLimits(tokens_per_minute=250))
+    await ask(first)
+    await ask(first)
+    masks = first.pipeline.parts.reading_masks
+    async with masks.slot("other", RequestCost(1, 1), NO_DEADLINE):
+        wanted = orchestrator_pb2.ExplainRequest(
+            prompt=wire_prompt("word " * 200), route=plan_pb2.ROUTE_SPEC_KV, include_kv_mask=True
+        )
+        refused = await refusal_of(first.stub.Explain(wanted, metadata=shows(ACME), timeout=30))
+    assert (refused.code, refused.field) == ("RESOURCE_EXHAUSTED", "tokens_per_minute")
 
 
 async def _all(call):

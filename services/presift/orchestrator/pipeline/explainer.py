@@ -11,7 +11,6 @@ from typing import TypeVar
 from presift.core.errors import DeadlineExceeded, InvalidRequest
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.domain.request import Request, TokenIds
-from presift.orchestrator.pipeline.admitted import admitted
 from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.planning.capabilities import narrowed_to_target
 from presift.orchestrator.planning.explain import Detail, Explanation, explain
@@ -45,22 +44,23 @@ class Explainer:
         request = narrowed_to_target(request, parts.models.known_target())
         tenant, cost = request.tenant or "", request_cost(request)
         try:
-            async with (
-                deadline.timeout(),
-                parts.quotas.held(request.tenant, request.limits) as quota,
-                parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
-                admitted(parts.admission, request, cost, quota, deadline, max_new_tokens=0) as slot,
-            ):
-                with parts.guard.idle_gate.busy():
-                    tokens, tokenize_ms = await parts.reader.read(request)
-                    await quota.charge(tokens.ids.size, max_new_tokens=0)
-                    with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
-                        plan = await parts.planner.plan(context, explains=True)
-                    kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
-                slot.close()
-                cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
-                async with parts.explaining.slot(tenant, cost, NO_DEADLINE):
-                    return await self._explained(request, plan, detail, kept_kv, render)
+            async with deadline.timeout(), parts.quotas.held(request.tenant, request.limits) as quota:
+                is_exact = isinstance(request.prompt, TokenIds)
+                await quota.estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=is_exact)
+                async with (
+                    parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
+                    parts.admission.slot(tenant, cost, deadline) as slot,
+                ):
+                    with parts.guard.idle_gate.busy():
+                        tokens, tokenize_ms = await parts.reader.read(request)
+                        await quota.charge(tokens.ids.size, max_new_tokens=0)
+                        with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
+                            plan = await parts.planner.plan(context, explains=True)
+                        kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
+                    slot.close()
+                    cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
+                    async with parts.explaining.slot(tenant, cost, NO_DEADLINE):
+                        return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
 

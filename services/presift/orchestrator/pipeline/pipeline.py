@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import (
-    AbstractAsyncContextManager,
     AbstractContextManager,
     aclosing,
     asynccontextmanager,
@@ -23,9 +22,8 @@ from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import TargetInfo
-from presift.orchestrator.domain.request import Request, TokenizedPrompt
+from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
 from presift.orchestrator.estimation.perf_model import LearnedCost
-from presift.orchestrator.pipeline.admitted import admitted
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.decoding import Choice, decoded
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
@@ -61,30 +59,31 @@ class Pipeline:
         parts.calibration.stop()
         with request_metrics(request, deadline) as metrics, parts.guard.idle_gate.busy() as first_token_sent:
             request = narrowed_to_target(request, parts.models.known_target())
-            async with (
-                parts.quotas.held(request.tenant, request.limits) as quota,
-                self._admitted(request, quota, deadline) as slot,
-            ):
-                tokens, tokenize_ms = await parts.reader.read(request)
-                request = self._cut_for_full(request, int(tokens.ids.size))
-                await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
-                with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
-                    plan = await parts.planner.plan(context, deadline)
-                    request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
-                    metrics.record_plan(plan)
-                    yield plan.decision
-                    until_last = _until_last_answer(slot, reservation)
-                    async with aclosing(self._answers(plan, request, deadline, metrics, until_last)) as events:
-                        async for event in events:
-                            first_token_sent()
-                            if isinstance(event, Delta):
-                                quota.record_generated(len(event.token_ids))
-                            yield event
+            cost = request_cost(request)
+            async with parts.quotas.held(request.tenant, request.limits) as quota:
+                await self._estimate(request, cost, quota)
+                async with parts.admission.slot(request.tenant or "", cost, deadline) as slot:
+                    tokens, tokenize_ms = await parts.reader.read(request)
+                    request = self._cut_for_full(request, int(tokens.ids.size))
+                    await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
+                    with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
+                        plan = await parts.planner.plan(context, deadline)
+                        request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
+                        metrics.record_plan(plan)
+                        yield plan.decision
+                        until_last = _until_last_answer(slot, reservation)
+                        async with aclosing(self._answers(plan, request, deadline, metrics, until_last)) as events:
+                            async for event in events:
+                                first_token_sent()
+                                if isinstance(event, Delta):
+                                    quota.record_generated(len(event.token_ids))
+                                yield event
 
-    def _admitted(self, request: Request, quota: Quota, deadline: Deadline) -> AbstractAsyncContextManager[Slot]:
-        cost = request_cost(request)
+    async def _estimate(self, request: Request, cost: RequestCost, quota: Quota) -> None:
+        """A tenant over its quota is refused before it waits, and before its prompt is tokenized."""
         new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens))
-        return admitted(self.parts.admission, request, cost, quota, deadline, max_new_tokens=new_tokens)
+        is_exact = isinstance(request.prompt, TokenIds)
+        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
 
     def _cut_for_full(self, request: Request, prompt_tokens: int) -> Request:
         """No tokens are reserved that an answer to the whole prompt cannot have."""
