@@ -379,7 +379,3 @@ async def test_over_the_quota_nobody_waits_for_another_tenants_mask(two_houses):
         )
         refused = await refusal_of(first.stub.Explain(wanted, metadata=shows(ACME), timeout=30))
     assert (refused.code, refused.field) == ("RESOURCE_EXHAUSTED", "tokens_per_minute")
-
-
-async def _all(call):
-    return [event async for event in call]
