@@ -1131,11 +1131,11 @@ FAULTS: tuple[Planted, ...] = (
     ),
     Planted(
         "client_retries_any_failure",
-        "Client: only UNAVAILABLE is tried again",
+        "Client: only UNAVAILABLE and CANCELLED are tried again",
         "the Python client retries INTERNAL, RESOURCE_EXHAUSTED and others too",
         "clients/python/presift_client/channels.py",
-        '["UNAVAILABLE"]',
-        '["UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED", "UNKNOWN"]',
+        '["UNAVAILABLE", "CANCELLED"]',
+        '["UNAVAILABLE", "CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED", "UNKNOWN"]',
         (f"{CONTRACT}/clients/test_client_retries.py::test_no_other_status_is_retried",),
     ),
     Planted(

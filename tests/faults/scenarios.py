@@ -105,17 +105,16 @@ FAULTS = {
 }
 
 # What callers may see. Trouble of draft and cache is none of theirs. A target may be gone in the middle of an answer,
-# or be silent until a deadline. An orchestrator is what its callers hang on; one that is stopped may cancel the call
-# that comes in that very moment.
+# or be silent until a deadline. An orchestrator is what its callers hang on.
 ALLOWED: dict[str, frozenset[str]] = {
     "draft": frozenset(),
     "cache": frozenset(),
     "DNS": frozenset(),
     "clock": frozenset(),
     "stderr": frozenset(),
-    "each": frozenset({"Cancelled"}),
+    "each": frozenset(),
     "target": frozenset({"Unavailable", "DeadlineExceeded"}),
-    "orchestrator": frozenset({"Unavailable", "DeadlineExceeded", "Cancelled"}),
+    "orchestrator": frozenset({"Unavailable", "DeadlineExceeded"}),
 }
 ALLOWED_TOO = {("orchestrator", "garbage"): frozenset({"InternalError"})}
 

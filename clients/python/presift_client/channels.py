@@ -12,12 +12,13 @@ import grpc
 TENANT_KEY = "presift-tenant"
 SERVICE = "presift.v1.OrchestratorService"
 # gRPC retries a stream only while nothing was received. The first message is the decision, so no answer is repeated.
+# A service that stops may cancel a call that arrives in that moment.
 _RETRY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
     "maxBackoff": "2s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
 

@@ -21,12 +21,13 @@ export interface TlsOptions {
 const TENANT_KEY = "presift-tenant";
 const PRINTABLE = /^[\x20-\x7e]*$/;
 // gRPC retries a stream only while nothing was received. The first message is the decision, so no answer is repeated.
+// A service that stops may cancel a call that arrives in that moment.
 const RETRY = {
   maxAttempts: 4,
   initialBackoff: "0.1s",
   maxBackoff: "2s",
   backoffMultiplier: 2,
-  retryableStatusCodes: ["UNAVAILABLE"],
+  retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"],
 };
 
 /** Throws TypeError for a cert without a key or a key without a cert, and an error that names an unreadable file. */

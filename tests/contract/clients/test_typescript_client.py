@@ -271,6 +271,12 @@ async def test_unavailable_before_any_message_is_retried(probe, meet, prompt):
     assert result["usage"]["completionTokens"] == 1 and servicer.calls == 2
 
 
+async def test_what_a_stopping_service_cancels_is_retried(probe, meet):
+    servicer = Flaky(failures=1, code=grpc.StatusCode.CANCELLED)
+    (result,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
+    assert result["usage"]["completionTokens"] == 1 and servicer.calls == 2
+
+
 async def test_no_retry_after_a_message(probe, meet):
     servicer = Flaky(failures=1, messages=1)
     (result,) = await probe(await meet(servicer), "generate", options={"prompt": "x"})
