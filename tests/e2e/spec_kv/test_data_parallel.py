@@ -17,8 +17,8 @@ POOL_TOKENS = 2000
 
 async def drivers(start: Any) -> tuple[Any, Any]:
     """Engines of one replica and of two."""
-    one, two = ({"kv_pool_tokens": POOL_TOKENS, "data_parallel": replicas} for replicas in (1, 2))
-    return await start(**one), await start(**two)
+    one, two = [await start(kv_pool_tokens=POOL_TOKENS, data_parallel=replicas) for replicas in (1, 2)]
+    return one, two
 
 
 async def test_both_routes_are_served_and_all_pools_are_counted(start: Any) -> None:

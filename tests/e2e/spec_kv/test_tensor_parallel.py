@@ -85,8 +85,8 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def drivers(start: Any) -> tuple[Driver, Driver]:
     """Engines of one rank and of two."""
-    one, two = ({"kv_pool_tokens": POOL_TOKENS, "tensor_parallel": ranks} for ranks in (1, 2))
-    return await start(**one), await start(**two)
+    one, two = [await start(kv_pool_tokens=POOL_TOKENS, tensor_parallel=ranks) for ranks in (1, 2)]
+    return one, two
 
 
 async def ledger(driver: Driver) -> int:

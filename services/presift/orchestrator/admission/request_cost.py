@@ -22,19 +22,21 @@ _REQUEST_BYTES = 16_384
 class RequestCost:
     """`tokens` to read and to generate, >= 1, of them `prompt_tokens` to read.
 
-    `held_bytes` of memory while it is queued or runs, without its answer.
+    `held_bytes` of memory while it is queued or runs, without its answer. `is_exact`: `prompt_tokens` is no estimate.
     """
 
     tokens: int
     held_bytes: int
     prompt_tokens: int = 0
+    is_exact: bool = False
 
 
 def request_cost(request: Request) -> RequestCost:
     """An estimate; for memory a generous one."""
     tokens, held_bytes = _prompt(request.prompt)
     new_tokens = request.choices * request.sampling.max_new_tokens
-    return RequestCost(max(1, tokens + new_tokens), _REQUEST_BYTES + held_bytes, tokens)
+    is_exact = isinstance(request.prompt, TokenIds)
+    return RequestCost(max(1, tokens + new_tokens), _REQUEST_BYTES + held_bytes, tokens, is_exact)
 
 
 def tokenizing_cost(size: int) -> RequestCost:

@@ -45,8 +45,8 @@ class Explainer:
         tenant, cost = request.tenant or "", request_cost(request)
         try:
             async with deadline.timeout(), parts.quotas.held(request.tenant, request.limits) as quota:
-                is_exact = isinstance(request.prompt, TokenIds)
-                await quota.estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=is_exact)
+                # Before it waits: a tenant over its quota is refused at once.
+                await quota.estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=cost.is_exact)
                 async with (
                     parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
                     parts.admission.slot(tenant, cost, deadline) as slot,

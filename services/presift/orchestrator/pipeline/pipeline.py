@@ -22,7 +22,7 @@ from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import TargetInfo
-from presift.orchestrator.domain.request import Request, TokenIds, TokenizedPrompt
+from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.choices import Answer, side_by_side
 from presift.orchestrator.pipeline.decoding import Choice, decoded
@@ -82,8 +82,7 @@ class Pipeline:
     async def _estimate(self, request: Request, cost: RequestCost, quota: Quota) -> None:
         """A tenant over its quota is refused before it waits, and before its prompt is tokenized."""
         new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens))
-        is_exact = isinstance(request.prompt, TokenIds)
-        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=is_exact)
+        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=cost.is_exact)
 
     def _cut_for_full(self, request: Request, prompt_tokens: int) -> Request:
         """No tokens are reserved that an answer to the whole prompt cannot have."""

@@ -2,7 +2,7 @@
 
 Wherever a model runs on a CPU, SGLang enlarges its heads and its feed-forward sizes to what its own CPU kernels and
 the number of ranks want: 48 rows of an expert become 64. Only its own CPU engine sets the added weights to zero. On
-presift's platform they would keep what happens to be in memory, and every answer would be wrong.
+presift's platform they would be uninitialised memory, and answers would be wrong.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from typing import Any
 
 
 def keep() -> None:
-    """Turn the enlarging off in this process. SGLang then refuses sizes that its ranks cannot share.
+    """Turn that off in this process. SGLang then refuses sizes that its ranks cannot share.
 
-    Raises AttributeError if this SGLang has other names: wrong answers are worse than none.
+    Raises RuntimeError if SGLang has renamed what is replaced: wrong answers are worse than none.
     """
     from sglang.srt.configs import update_config  # noqa: PLC0415 - heavy
 
-    for name, instead in (
-        ("get_num_heads_padding_size", _one),
-        ("update_intermediate_size", _unchanged),
-    ):
-        getattr(update_config, name)
+    for name, instead in (("get_num_heads_padding_size", _one), ("update_intermediate_size", _unchanged)):
+        if not hasattr(update_config, name):
+            raise RuntimeError(f"presift cannot load weights on a CPU: SGLang has no {update_config.__name__}.{name}")
         setattr(update_config, name, instead)
 
 
