@@ -9,35 +9,31 @@ from collections.abc import Iterable
 from typing import Any
 
 from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolCallDelta, ToolChoice
-from presift.core.errors import InvalidRequest
 from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.rpc import codec
+from presift.rpc.wire_enum import WireEnum
 from presift.v1 import target_pb2
 
-# Fields of Sampling that are optional on the wire, and those that always have a value.
 # Converting a token's log probabilities takes no longer than reading so many bytes, see `large_input`.
 LOGPROB_BYTES = 256
+# Fields of Sampling that are optional on the wire, and those that always have a value.
 _OPTIONAL = (
     *("max_new_tokens", "temperature", "top_p", "top_k", "seed", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "min_new_tokens", "top_logprobs"),
 )
 _FLAGS = ("ignore_eos", "prompt_logprobs", "keep_special_tokens")
-_CHOICES: dict[ToolChoice, Any] = {
-    choice: target_pb2.ToolChoice.Value(f"TOOL_CHOICE_{choice.name}") for choice in ToolChoice
-}
-_FINISH: dict[FinishReason, Any] = {
-    reason: target_pb2.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in FinishReason
-}
+_CHOICES = WireEnum(ToolChoice, target_pb2.ToolChoice)
+_FINISH = WireEnum(FinishReason, target_pb2.FinishReason)
 
 
 def finish_to_wire(reason: FinishReason) -> target_pb2.FinishReason:
-    wire: target_pb2.FinishReason = _FINISH[reason]
+    wire: target_pb2.FinishReason = _FINISH.to_wire(reason)
     return wire
 
 
 def finish_from_wire(reason: int) -> FinishReason:
     """A reason that we do not know is STOP: a newer target may have more."""
-    return next((known for known, wire in _FINISH.items() if wire == reason), FinishReason.STOP)
+    return _FINISH.known(reason) or FinishReason.STOP
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
@@ -68,12 +64,7 @@ def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
 
 def tool_choice_from_wire(choice: int) -> ToolChoice:
     """Raises InvalidRequest for an unknown number."""
-    if choice == target_pb2.TOOL_CHOICE_UNSPECIFIED:
-        return ToolChoice.AUTO
-    for known, wire in _CHOICES.items():
-        if wire == choice:
-            return known
-    raise InvalidRequest("tool_choice", choice, f"one of {', '.join(target_pb2.ToolChoice.keys()[1:])}")
+    return _CHOICES.from_wire(choice, "tool_choice") or ToolChoice.AUTO
 
 
 def format_from_wire(wanted: target_pb2.AnswerFormat) -> AnswerFormat:
@@ -91,7 +82,7 @@ def format_from_wire(wanted: target_pb2.AnswerFormat) -> AnswerFormat:
 def format_to_wire(wanted: AnswerFormat) -> target_pb2.AnswerFormat:
     return target_pb2.AnswerFormat(
         tools_json=wanted.tools_json,
-        tool_choice=_CHOICES[wanted.tool_choice],
+        tool_choice=_CHOICES.to_wire(wanted.tool_choice),
         function=wanted.function,
         single_call=wanted.single_call,
         separate_reasoning=wanted.separate_reasoning,

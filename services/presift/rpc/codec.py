@@ -19,32 +19,27 @@ from presift.core.masks import KvMask, TokenMask
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import POLICIES, Adaptive, Heads, KvSelection, Policy, Pool, Reduction, SpecKv, SpecPc
 from presift.core.spans import Span
+from presift.rpc.wire_enum import WireEnum
 from presift.v1 import plan_pb2, target_pb2
 
 T = TypeVar("T", bound=Policy)
 
 # Routes and policies have the same names on the wire.
-_ROUTES: dict[Route, Any] = {route: plan_pb2.Route.Value(f"ROUTE_{route.name}") for route in Route}
-_POOLS = {plan_pb2.POOL_NONE: Pool.NONE, plan_pb2.POOL_MAX: Pool.MAX, plan_pb2.POOL_MEAN: Pool.MEAN}
-_REDUCTIONS = {plan_pb2.REDUCTION_MAX: Reduction.MAX, plan_pb2.REDUCTION_SUM: Reduction.SUM}
-_SELECTIONS = {
-    plan_pb2.KV_SELECTION_TARGET_LOOKAHEAD: KvSelection.TARGET_LOOKAHEAD,
-    plan_pb2.KV_SELECTION_DRAFT_MASK: KvSelection.DRAFT_MASK,
-}
-_HEADS = {plan_pb2.SCORED_HEADS_ALL: Heads.ALL, plan_pb2.SCORED_HEADS_CALIBRATED: Heads.CALIBRATED}
-# Fields of policies that are enums on the wire: name -> wire number -> meaning.
-_ENUMS: dict[str, dict[Any, Any]] = {
-    "pool": _POOLS,
-    "reduction": _REDUCTIONS,
-    "selection": _SELECTIONS,
-    "heads": _HEADS,
+_ROUTES = WireEnum(Route, plan_pb2.Route)
+KV_SELECTIONS = WireEnum(KvSelection, plan_pb2.KvSelection)
+# Fields of policies that are enums on the wire.
+_ENUMS: dict[str, WireEnum[Any]] = {
+    "pool": WireEnum(Pool, plan_pb2.Pool),
+    "reduction": WireEnum(Reduction, plan_pb2.Reduction),
+    "selection": KV_SELECTIONS,
+    "heads": WireEnum(Heads, plan_pb2.ScoredHeads),
 }
 # Fields of policies that are policies themselves.
 _STAGES: dict[str, type[Policy]] = {"prompt": SpecPc, "kv": SpecKv}
 
 
 def route_to_wire(route: Route) -> plan_pb2.Route:
-    wire: plan_pb2.Route = _ROUTES[route]
+    wire: plan_pb2.Route = _ROUTES.to_wire(route)
     return wire
 
 
@@ -55,17 +50,12 @@ def set_fields(message: Message, *names: str) -> dict[str, Any]:
 
 def route_from_wire(route: int) -> Route | None:
     """The route; None for UNSPECIFIED and AUTO. Raises InvalidRequest for an unknown number."""
-    if route in (plan_pb2.ROUTE_UNSPECIFIED, plan_pb2.ROUTE_AUTO):
-        return None
-    for known, wire in _ROUTES.items():
-        if wire == route:
-            return known
-    raise InvalidRequest("route", route, f"one of {', '.join(plan_pb2.Route.keys()[1:])}")
+    return None if route == plan_pb2.ROUTE_AUTO else _ROUTES.from_wire(route, "route")
 
 
 def known_routes(routes: Iterable[int]) -> frozenset[Route]:
     """The routes of a peer that this version knows. A newer peer may have more."""
-    return frozenset(route for route, wire in _ROUTES.items() if wire in set(routes))
+    return frozenset(known for route in routes if (known := _ROUTES.known(route)))
 
 
 def policy_from_wire(policy: plan_pb2.Policy) -> Policy:
@@ -173,7 +163,7 @@ def _field_from_wire(name: str, message: Any) -> Any:
     if name in _STAGES:
         return _fields_from_wire(_STAGES[name], getattr(message, name))
     if name in _ENUMS:
-        return _enum_from_wire(name, getattr(message, name))
+        return _ENUMS[name].from_wire(getattr(message, name), f"policy.{name}")
     if name != "capacity" and not message.HasField(name):
         return None
     if name == "mask":
@@ -195,14 +185,6 @@ def _adaptive_from_wire(adaptive: plan_pb2.Adaptive) -> Adaptive:
     return Adaptive(adaptive.coverage, adaptive.min_capacity, step)
 
 
-def _enum_from_wire(name: str, number: int) -> Any:
-    if number == 0:
-        return None
-    if number not in _ENUMS[name]:
-        raise InvalidRequest(f"policy.{name}", number, f"one of {sorted(_ENUMS[name])}")
-    return _ENUMS[name][number]
-
-
 def _fields_to_wire(policy: Any) -> dict[str, Any]:
     """All set fields by name. A stage or `adaptive` becomes a dictionary."""
     values = {field.name: getattr(policy, field.name) for field in fields(policy)}
@@ -211,5 +193,5 @@ def _fields_to_wire(policy: Any) -> dict[str, Any]:
 
 def _field_to_wire(name: str, value: Any) -> Any:
     if name in _ENUMS:
-        return next(wire for wire, known in _ENUMS[name].items() if known is value)
+        return _ENUMS[name].to_wire(value)
     return _fields_to_wire(value) if is_dataclass(value) else value

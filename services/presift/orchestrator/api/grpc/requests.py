@@ -8,8 +8,7 @@ from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.limits import SAMPLING, check_limits
-from presift.core.policies import KvSelection
-from presift.orchestrator.api.grpc.lookaheads import lookahead_from_wire
+from presift.orchestrator.api.grpc.enums import KV_LOOKAHEADS
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.limits import CHAT, SPANS, TEXT, TOKEN_IDS
 from presift.orchestrator.domain.request import (
@@ -26,12 +25,9 @@ from presift.orchestrator.domain.request import (
 )
 from presift.orchestrator.prompt.chat_tools import read_document_marks
 from presift.rpc import answer_codec, codec
-from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
+from presift.v1 import orchestrator_pb2, target_pb2
 
 _MESSAGES = "prompt.chat.messages"
-_SELECTIONS: dict[int, KvSelection] = {
-    plan_pb2.KvSelection.Value(f"KV_SELECTION_{each.name}"): each for each in KvSelection
-}
 _KV_NUMBERS = ("lookahead_tokens", "continue_prompt_tokens", "renew_every", "renew_window", "first_full_tokens")
 
 
@@ -157,15 +153,7 @@ def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
 
 def kv_options_from_wire(options: orchestrator_pb2.KvOptions) -> KvOptions:
     values = codec.set_fields(options, "keep_full_prefix", *_KV_NUMBERS)
+    selection = codec.KV_SELECTIONS.from_wire(options.selection, "kv.selection")
     return KvOptions(
-        selection=selection_from_wire(options.selection), lookahead=lookahead_from_wire(options.lookahead), **values
+        selection=selection, lookahead=KV_LOOKAHEADS.from_wire(options.lookahead, "kv.lookahead"), **values
     )
-
-
-def selection_from_wire(selection: int) -> KvSelection | None:
-    """None for UNSPECIFIED."""
-    if selection == plan_pb2.KV_SELECTION_UNSPECIFIED:
-        return None
-    if selection not in _SELECTIONS:
-        raise InvalidRequest("kv.selection", selection, f"one of {', '.join(plan_pb2.KvSelection.keys()[1:])}")
-    return _SELECTIONS[selection]

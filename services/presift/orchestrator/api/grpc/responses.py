@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from presift.orchestrator.api.grpc.enums import CACHE_OUTCOMES, KV_LOOKAHEADS, REASONS
 from presift.orchestrator.api.grpc.forecasts import routes_to_wire
-from presift.orchestrator.api.grpc.lookaheads import lookahead_to_wire
 from presift.orchestrator.config.policy_file import PolicyFile
 from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.orchestrator.planning.explain import ExplainedSpan, Explanation
-from presift.orchestrator.routing.choice import Reason
-from presift.orchestrator.routing.decision import CacheOutcome, Decision
+from presift.orchestrator.routing.decision import Decision
 from presift.orchestrator.routing.quality_gate import Quality
 from presift.rpc import answer_codec, codec
 from presift.rpc.pool.replica import ReplicaStatus
 from presift.v1 import orchestrator_pb2, plan_pb2
-
-_CACHE: dict[CacheOutcome, Any] = {
-    outcome: orchestrator_pb2.CacheOutcome.Value(f"CACHE_OUTCOME_{outcome.name}") for outcome in CacheOutcome
-}
-_REASONS: dict[Reason, Any] = {
-    reason: orchestrator_pb2.DecisionReason.Value(f"DECISION_REASON_{reason.name}") for reason in Reason
-}
 
 
 def event_to_wire(event: Event) -> orchestrator_pb2.GenerateResponse:
@@ -46,14 +36,14 @@ def _delta_to_wire(delta: Delta) -> orchestrator_pb2.TextDelta:
 def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
     return orchestrator_pb2.Decision(
         route=codec.route_to_wire(decision.route),
-        reason=_REASONS[decision.reason],
+        reason=REASONS.to_wire(decision.reason),
         detail=decision.detail,
         prompt_tokens=decision.prompt_tokens,
         kept_tokens=decision.kept_tokens,
         kv_tokens=decision.kv_tokens,
         protected_tokens=decision.protected_tokens,
         coverage=decision.coverage,
-        cache=_CACHE[decision.cache],
+        cache=CACHE_OUTCOMES.to_wire(decision.cache),
         draft=None if decision.draft is None else codec.model_to_wire(decision.draft),
         target=codec.model_to_wire(decision.target),
         policy=None if decision.policy is None else codec.policy_to_wire(decision.policy),
@@ -66,7 +56,7 @@ def decision_to_wire(decision: Decision) -> orchestrator_pb2.Decision:
         predicted_ttft_ms=None if decision.forecast is None else decision.forecast.ttft_ms,
         cross_vocabulary=decision.cross_vocabulary,
         draft_cached_tokens=decision.draft_cached_tokens,
-        lookahead=None if decision.lookahead is None else lookahead_to_wire(decision.lookahead),
+        lookahead=None if decision.lookahead is None else KV_LOOKAHEADS.to_wire(decision.lookahead),
     )
 
 
