@@ -54,8 +54,8 @@ class CacheLimits:
 
     `memory_bytes` limits the in-memory store only; a server limits its own memory. `timeout_s` covers one read command
     with everything before it: the wait for a pooled connection, connecting, TLS and authentication. `put_timeout_s`
-    covers the same for a write, which no request waits for. After `rest_after_failures` failures in a row the circuit
-    breaker is open for `rest_s` seconds, then lets a single command through.
+    covers the same for a write; the request that scored the prompt waits for it. After `rest_after_failures` failures
+    in a row the circuit breaker is open for `rest_s` seconds, then lets a single command through.
     """
 
     ttl_s: float = 86_400.0
@@ -94,7 +94,7 @@ class Store(Protocol):
         ...
 
     async def put(self, digest: str, value: CompressedPrompt) -> None:
-        """Store `value` if possible. Returns when that succeeded or failed: run it concurrently with the answer."""
+        """Store `value` if possible. Returns when that succeeded or failed, after at most `put_timeout_s`."""
         ...
 
     async def aclose(self) -> None:

@@ -112,7 +112,7 @@ class DraftStage:
         except DraftChanged:
             self._models.find_draft_again()
             raise
-        return DraftResult(replace(choice, policy=job.policy), compressed, importance=importance)
+        return DraftResult(choice, compressed, importance=importance)
 
     def resolve_undrafted(self, result: DraftResult, inputs: RoutingInputs) -> RouteChoice:
         """The choice of a result without a compressed prompt. Raises DraftUnavailable if a strict budget forbids it."""
@@ -174,10 +174,7 @@ class DraftStage:
             return self._without_draft(late, choice, context)
         except PresiftError as error:
             return self._without_draft(error, choice, context)
-        drafted = RouteChoice(
-            choice.route, choice.reason, choice.detail, job.policy, choice.keep_full_prefix, choice.forecast
-        )
-        return DraftResult(drafted, compressed)
+        return DraftResult(choice, compressed)
 
     def _without_draft(self, error: PresiftError, choice: RouteChoice, context: RequestContext) -> DraftResult:
         """The same route with the target's lookahead if that is allowed, else the full prompt."""

@@ -27,7 +27,7 @@ from presift.orchestrator.routing.decision import CacheOutcome, Decision, Plan
 
 @dataclass(frozen=True, slots=True)
 class PlanNotes:
-    """What a plan carries in addition to its choice; see `Plan`. the last of `remarks`, if any, is the second
+    """What a plan carries in addition to its choice, see `Plan`. The last of `remarks` that is not empty is the second
     clause of the decision's detail."""
 
     remarks: tuple[str, ...] = ()

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from presift.core.errors import PromptTooLong
 from presift.core.plan import ModelInfo, Route
+from presift.core.policies import Policy
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.estimation.estimator import CostEstimator
+from presift.orchestrator.planning.compressor import CompressionResult
 from presift.orchestrator.planning.conversations import SelectionStore, StoredSelection
 from presift.orchestrator.planning.coverage import compressed_coverages, covers, is_unknown, lowest, stored_coverages
-from presift.orchestrator.planning.draft_stage import DraftResult, DraftStage
+from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.mask_validation import keeps_protected
 from presift.orchestrator.planning.plan_builder import (
     PlanNotes,
@@ -24,7 +26,7 @@ from presift.orchestrator.planning.plan_builder import (
 from presift.orchestrator.planning.request_context import RequestContext, RequestReader
 from presift.orchestrator.routing.auto import less_lossy
 from presift.orchestrator.routing.candidates import candidates
-from presift.orchestrator.routing.choice import RouteChoice
+from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
 from presift.orchestrator.routing.decision import Plan
 from presift.orchestrator.routing.forecast import full_forecast, with_forecast
 from presift.orchestrator.routing.kv_routes import continue_kv
@@ -66,21 +68,23 @@ class Planner:
         with stage("route"):
             choice = choose(context.inputs)
         other = switched_off_choice(choice, context.inputs)
-        while choice.policy is not None and choice.policy.needs_draft:
+        while (policy := choice.policy) is not None and policy.needs_draft:
             if explains:
                 result = await self._draft_stage.explain(choice, context)
             else:
                 with self._estimator.compressing(context.tokens, choice, context.replica.name):
                     result = await self._draft_stage.run(choice, context, deadline)
             context = self._reader.refreshed(context)
-            accepted, choice, coverage_remark = self._accepted(result, context)
-            if accepted and result.compressed is not None:
+            if result.compressed is None:
+                choice, prefill_ms = self._draft_stage.resolve_undrafted(result, context.inputs), result.prefill_ms
+                continue
+            instead, coverage_remark = _less_lossy_choice(choice, policy, result.compressed, context.inputs)
+            if instead is None:
                 notes = self._notes(routed, choice, other, (coverage_remark, remark), explains=explains)
                 plan = compressed_plan(context, result, notes)
                 self._estimator.record_compressed(plan)
                 return plan
-            if accepted:
-                prefill_ms = result.prefill_ms
+            choice = instead
         notes = self._notes(routed, choice, other, (remark,), explains=explains)
         return undrafted_plan(context, choice, notes, prefill_ms)
 
@@ -116,27 +120,6 @@ class Planner:
         choice = with_forecast(continue_kv(stored.kv_plan, inputs), inputs)
         return continued_plan(context, choice, stored, PlanNotes(is_tighter=self._is_tighter(choice, context)))
 
-    def _accepted(self, result: DraftResult, context: RequestContext) -> tuple[bool, RouteChoice, str]:
-        """Whether the result is used, the choice to continue with, and a remark on its coverage.
-
-        Raises BudgetExceeded (only if strict).
-        """
-        inputs, budget, choice, compressed = context.inputs, context.inputs.budget, result.choice, result.compressed
-        if compressed is None or choice.policy is None:
-            return True, self._draft_stage.resolve_undrafted(result, inputs), ""
-        keeps = drops_kv(choice.policy, compressed.prompt)
-        found = compressed_coverages(choice.policy, compressed, drops_kv=keeps)
-        if covers(found, budget):
-            return True, choice, ""
-        if is_unknown(found, budget) and not budget.strict:
-            return True, choice, f"the coverage is unknown, min_coverage is {budget.min_coverage:g}"
-        coverage = lowest(found)
-        try:
-            return False, less_lossy(choice, coverage, inputs), ""
-        except PromptTooLong:
-            covered = "an unknown coverage" if coverage is None else f"coverage {coverage:.3f}"
-            return True, choice, f"{covered} is below {budget.min_coverage:g}, but full does not fit the context"
-
     def _notes(
         self,
         context: RequestContext,
@@ -164,6 +147,28 @@ class Planner:
         inputs = context.inputs
         everyone = self._policies.table.lookup(inputs.prompt_tokens, context.target.id)
         return everyone.keeps_more_than(choice.policy, inputs.kv_page_tokens)
+
+
+def _less_lossy_choice(
+    choice: RouteChoice, policy: Policy, compressed: CompressionResult, inputs: RoutingInputs
+) -> tuple[RouteChoice | None, str]:
+    """The next choice if `compressed`, made by `policy`, covers too little for the budget; else None, with a remark on
+    the coverage.
+
+    Raises BudgetExceeded (only if strict).
+    """
+    budget = inputs.budget
+    found = compressed_coverages(policy, compressed, drops_kv=drops_kv(policy, compressed.prompt))
+    if covers(found, budget):
+        return None, ""
+    if is_unknown(found, budget) and not budget.strict:
+        return None, f"the coverage is unknown, min_coverage is {budget.min_coverage:g}"
+    coverage = lowest(found)
+    try:
+        return less_lossy(choice, coverage, inputs), ""
+    except PromptTooLong:
+        covered = "an unknown coverage" if coverage is None else f"coverage {coverage:.3f}"
+        return None, f"{covered} is below {budget.min_coverage:g}, but full does not fit the context"
 
 
 def _namespace(salt: str, target: ModelInfo) -> str:

@@ -106,12 +106,12 @@ class RequestReader:
 
     def refreshed(self, context: RequestContext) -> RequestContext:
         """The same context with a new snapshot of costs."""
-        tokens, target, replica = context.tokens, context.target, context.replica
+        tokens, replica = context.tokens, context.replica.name
         spent_ms = (time.perf_counter() - context.arrived) * 1000
-        draft = context.draft
-        state = self._estimator.state(tokens.ids, target, draft, spent_ms, salt=tokens.salt, replica=replica.name)
-        inputs = replace(context.inputs, state=state)
-        return RequestContext(tokens, target, inputs, draft, replica, context.tokenize_ms, context.arrived)
+        state = self._estimator.state(
+            tokens.ids, context.target, context.draft, spent_ms, salt=tokens.salt, replica=replica
+        )
+        return replace(context, inputs=replace(context.inputs, state=state))
 
     def _kv_options(self, request: Request, lookahead: KvLookahead, *, explains: bool) -> KvOptions:
         """The request's, with the draft's lookahead where AUTO would choose and KV must be selected before the answer:

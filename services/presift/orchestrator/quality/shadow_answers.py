@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 from presift.core.plan import Route
 from presift.orchestrator.domain.ports import Target, Usage
@@ -27,7 +26,7 @@ _IN_FULL = RouteChoice(Route.FULL, Reason.REQUESTED, "requested by the quality g
 class ShadowAnswers:
     """Uses the caller's salt, so that shadows and requests of one tenant share caches, and tenants do not.
 
-    Without a tokenizer, answers have no text and no facts: then only their tokens are compared.
+    Without a tokenizer's backend, answers have no text and no facts: then only their tokens are compared.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ShadowAnswers:
             return replanned_undrafted(plan, choice)
         job = self._draft_stage.job(choice, plan.tokens, plan.decision.target)
         compressed = await self._compressor.compress(job)
-        return replanned_compressed(plan, replace(choice, policy=job.policy), compressed)
+        return replanned_compressed(plan, choice, compressed)
 
     async def _answer(self, plan: Plan, sample: Sample) -> tuple[int, ...]:
         answer, began = list[int](), self._estimator.now

@@ -6,6 +6,8 @@ within them, the nearest wins, or the first of equally near ones. `full` wins ag
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from presift.core.errors import BudgetExceeded, DraftUnavailable, PromptTooLong
 from presift.core.plan import Route
 from presift.orchestrator.routing.adaptive_capacity import up_to
@@ -167,8 +169,7 @@ def _choose_compressing(candidate: Candidate, table: list[Candidate], inputs: Ro
 
 def _choice_of(candidate: Candidate, reason: Reason, detail: str) -> RouteChoice:
     assert candidate.choice is not None
-    found = candidate.choice
-    return RouteChoice(found.route, reason, detail, found.policy, found.keep_full_prefix, candidate.forecast)
+    return replace(candidate.choice, reason=reason, detail=detail, forecast=candidate.forecast)
 
 
 def _kept_text(candidate: Candidate) -> str:

@@ -25,7 +25,8 @@ _COSTS = {
 }
 
 
-# How a request gets each route if it names it. A function may choose another route and say why.
+# The choice of each route, for AUTO and for a request that names the route, unless it names `full`. A function may
+# choose another route and say why.
 ROUTES: dict[Route, Callable[[RoutingInputs], RouteChoice]] = {
     Route.FULL: whole_prompt,
     Route.SPEC_PC: spec_pc,

@@ -80,7 +80,7 @@ class Segments:
         return bool(self._calls)
 
     def push(self, delta: Delta) -> Iterator[Change]:
-        """What a delta changes. To be read to its end."""
+        """What a delta changes. Use each change before the next: later ones change its segment too."""
         if delta.reasoning:
             yield from self._extend(SegmentKind.REASONING, delta.reasoning)
         if delta.text:

@@ -1,4 +1,4 @@
-"""The bodies of /v1/responses as pydantic models: unknown keys are rejected, types are not guessed."""
+"""The bodies of /v1/responses as pydantic models: unknown keys are ignored and noted, types are not guessed."""
 
 from __future__ import annotations
 
