@@ -24,9 +24,10 @@ from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
-from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import hooked_functions
+from presift.target.sglang_plugin.sglang_source import SglangSource
+from presift.target.sglang_plugin.used_names import used_names
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = Path(__file__).with_name("functions.json")
@@ -139,53 +140,9 @@ def digests(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     an attribute covers the statements of its class that assign it. Names that are not defined where the path says are
     left out.
     """
-    modules: dict[Path, list[ast.stmt]] = {}
-    found = {path: _statements(folder, path.split("."), modules) for path in paths}
+    source = SglangSource(folder)
+    found = {path: source.statements(path) for path in paths}
     return {path: _digest(statements) for path, statements in found.items() if statements}
-
-
-def _statements(folder: Path, names: list[str], modules: dict[Path, list[ast.stmt]]) -> list[ast.stmt]:
-    """The statements that define a name. `modules`: those that were read before."""
-    for length in range(len(names) - 1, 0, -1):
-        file = folder.joinpath(*names[: length - 1], f"{names[length - 1]}.py")
-        if file.is_file():
-            if file not in modules:
-                modules[file] = ast.parse(file.read_text(encoding="utf-8")).body
-            return _definitions(modules[file], names[length:])
-    return []
-
-
-def _definitions(body: list[ast.stmt], names: list[str]) -> list[ast.stmt]:
-    """The definitions in `body` of the first name (a property may have a setter), or of the next one in its body."""
-    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    found = [each for each in body if isinstance(each, kinds) and each.name == names[0]]
-    if len(names) > 1:
-        return _definitions(found[-1].body, names[1:]) if found else []
-    return [*found] or _assignments(body, names[0])
-
-
-def _assignments(body: list[ast.stmt], name: str) -> list[ast.stmt]:
-    """The statements of a class with `body` that assign an attribute: its field, and those of methods."""
-    fields = [each for each in body if any(isinstance(to, ast.Name) and to.id == name for to in _targets(each))]
-    methods = [each for each in body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
-    inner = [each for method in methods for each in ast.walk(method) if isinstance(each, ast.stmt)]
-    return fields + [each for each in inner if any(_is_own(to, name) for to in _targets(each))]
-
-
-def _targets(statement: ast.stmt) -> list[ast.AST]:
-    """What a statement assigns."""
-    if isinstance(statement, ast.Assign):
-        targets = statement.targets
-    else:
-        targets = [statement.target] if isinstance(statement, ast.AnnAssign | ast.AugAssign) else []
-    return [
-        node for target in targets for node in ast.walk(target) if isinstance(getattr(node, "ctx", None), ast.Store)
-    ]
-
-
-def _is_own(target: ast.AST, name: str) -> bool:
-    is_attribute = isinstance(target, ast.Attribute) and target.attr == name
-    return is_attribute and isinstance(target.value, ast.Name) and target.value.id == "self"
 
 
 def _digest(statements: list[ast.stmt]) -> str:

@@ -101,9 +101,9 @@ def _engines() -> Iterator[Row]:
         )
         yield _served(f"SGLang {version}", tests)
     condition = (
-        "KV is dropped if every hook is in place and the check at start passes; a `seed` is refused if SGLang has "
-        "renamed a function of its sampler; a target on a CPU does not start if SGLang has renamed how it enlarges "
-        'weights; `GetInfo` says "(untested)"'
+        "KV is dropped if every hook and every name that presift uses is in place and the check at start passes; "
+        "a `seed` is refused if SGLang has renamed a function of its sampler; a target on a CPU does not start if "
+        'SGLang has renamed how it enlarges weights; `GetInfo` says "(untested)"'
     )
     yield "newer SGLang", _UNTESTED, _UNTESTED, condition
     yield "older SGLang", "untested", "refused", f"supported: {TESTED[0]} and newer"

@@ -11,9 +11,9 @@ from textwrap import dedent
 import canary
 import pytest
 from packaging.version import Version
-from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions, installed
+from presift.target.sglang_plugin.used_names import used_names
 
 HOOKED, USED = list(hooked_functions("9.9").values()), used_names("9.9")
 PATHS = HOOKED + USED

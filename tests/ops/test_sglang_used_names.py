@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
-from used_names import used_names
 
 from presift.target.sglang_plugin.sglang_names import TESTED, hooked_functions
+from presift.target.sglang_plugin.used_names import used_names
 
 TARGET = Path(__file__).parents[2] / "services" / "presift" / "target"
 FILES = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.errors import InvalidRequest, RouteUnsupported
+from presift.core.errors import InvalidRequest, RouteUnsupported, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
@@ -34,6 +34,20 @@ def run_scheduler(*args, **kwargs):
     # SGLang calls it for prompts of several chunks only.
     PrefillAdder.renamed = PrefillAdder.add_chunked_req
     del PrefillAdder.add_chunked_req
+    processes.run_scheduler(*args, **kwargs)
+"""
+
+# A scheduler process that fails while the self-check is running.
+FAILING = """
+from presift.target.sglang import processes
+
+def run_scheduler(*args, **kwargs):
+    from presift.target.sglang_plugin.hooks import Plugin
+
+    def fail(*_):
+        raise RuntimeError("planted")
+
+    Plugin.around_get_new_batch_prefill = fail
     processes.run_scheduler(*args, **kwargs)
 """
 
@@ -95,8 +109,9 @@ def run_scheduler(*args, **kwargs):
 
 
 @asynccontextmanager
-async def engine_of(folder: Path) -> AsyncIterator[SglangEngine]:
-    engine = SglangEngine(SglangOptions(resolve(str(folder)), dtype="float32", kv_pool_tokens=2048, threads=1))
+async def engine_of(folder: Path, **options: Any) -> AsyncIterator[SglangEngine]:
+    chosen: dict[str, Any] = {"dtype": "float32", "kv_pool_tokens": 2048, "threads": 1} | options
+    engine = SglangEngine(SglangOptions(resolve(str(folder)), **chosen))
     try:
         await engine.start()
         yield engine
@@ -138,6 +153,21 @@ async def test_a_plugin_that_is_not_in_place_or_wrong_switches_the_routes_off(
         # Whoever asks all the same is told, by the engine itself.
         with pytest.raises(RouteUnsupported, match=reason):
             await answer(engine, plan(64))
+
+
+async def test_a_scheduler_that_fails_at_the_check_ends_the_start(
+    tiny_model: Callable[[str], Path], run_as_scheduler: Callable[[str], None]
+) -> None:
+    run_as_scheduler(FAILING)
+    with pytest.raises(TargetUnavailable, match="a process of the engine failed"):
+        async with asyncio.timeout(120), engine_of(tiny_model("tinyq")):
+            pass
+
+
+async def test_a_pool_too_small_for_the_check_serves_the_other_routes(tiny_model: Callable[[str], Path]) -> None:
+    async with engine_of(tiny_model("tinyq"), kv_pool_tokens=260) as engine:
+        assert engine.info.unsupported[Route.SPEC_KV].endswith("it needs more than 266 KV slots, the pool has 260")
+        assert (await answer(engine)).completion_tokens == 4
 
 
 async def test_without_a_function_of_the_sampler_only_seeds_are_refused(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import EngineLoad
@@ -29,6 +29,8 @@ from presift.target.sglang.messages import AnswerReader, to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Parsers
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.sglang_names import engine_name
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class SglangEngine(Engine):
             raise TargetUnavailable(f"the engine did not start: {type(error).__name__}: {error}") from error
         self._use(engine)
         self._parsers = find(engine, self._options.tool_call_parser)
-        self._info = await self._describe()
+        self._info = await self._unless_failed(self._describe())
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         if self._death.done():
@@ -143,6 +145,18 @@ class SglangEngine(Engine):
         self._manager.event_loop = self._loop
         self._receiving = self._loop.create_task(self._manager.handle_loop())
         self._receiving.add_done_callback(lambda _: self._set_failed("SGLang's receive loop ended"))
+
+    async def _unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`. SGLang would wait without end for a scheduler that has ended: raises TargetUnavailable
+        if the engine fails meanwhile."""
+        task = self._loop.create_task(work)
+        try:
+            await asyncio.wait((task, self._death), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise TargetUnavailable(f"the engine did not start: {self._death.result()}")
+            return task.result()
+        finally:
+            task.cancel()
 
     async def _describe(self) -> EngineInfo:
         from sglang.version import __version__  # noqa: PLC0415 - loaded by now

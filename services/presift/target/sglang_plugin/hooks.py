@@ -19,7 +19,7 @@ from presift.target.sglang_plugin.ranks import ALONE, Ranks
 from presift.target.sglang_plugin.self_check import SelfCheck
 from presift.target.sglang_plugin.sglang_names import cached_prefix, plugin_functions
 from presift.target.sglang_plugin.states import DecodeState, PassthroughState, ScoringState, state_of
-from presift.target.sglang_plugin.support import unsupported_scheduler, unsupported_sglang
+from presift.target.sglang_plugin.support import missing_names, unsupported_scheduler, unsupported_sglang
 from presift.target.sglang_plugin.waiting_queue import QueuedIds
 
 
@@ -43,7 +43,12 @@ class Plugin:
 
     def around_scheduler_init(self, original: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         original(scheduler, *args, **kwargs)
-        refusals = (unsupported_sglang(self._sglang), missing_hooks(self.hooks()), unsupported_scheduler(scheduler))
+        refusals = (
+            unsupported_sglang(self._sglang),
+            missing_hooks(self.hooks()),
+            missing_names(self._sglang),
+            unsupported_scheduler(scheduler),
+        )
         own = next((reason for reason in refusals if reason), None)
         self._ranks = Ranks.of(scheduler)
         # What one rank refuses must be refused by all.

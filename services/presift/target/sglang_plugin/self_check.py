@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from presift.core.kv_plan import KvPlan
+from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.entry_builder import EntryBuilder
@@ -227,6 +227,7 @@ class SelfCheck:
         page_tokens, vocabulary_size = self._scheduler.page_size, self._scheduler.model_config.vocab_size
         # All but the last token fill whole pages, so that the radix cache can hold them.
         kept = -(-64 // page_tokens) * page_tokens * 2
+        self._require_room(kept + 1, kept)
         first_token = 1 + self._interruptions
         prompt = array("q", [(place * 7 + first_token) % vocabulary_size for place in range(kept + 1)])
         yield self._request(prompt)
@@ -247,6 +248,14 @@ class SelfCheck:
         answered = array("q", again.tokens[: _ANSWER_TOKENS - 2])
         after = yield self._request(prompt + answered)
         _check_positions(_keys(again, half), _keys(after, kept))
+
+    def _require_room(self, prompt_tokens: int, kept: int) -> None:
+        """SGLang would never admit a request that does not fit, and would wait at the head of its queue for ever."""
+        needed, most = prompt_tokens + 2 * _ANSWER_TOKENS, self._scheduler.max_req_len
+        _require(needed < most, f"it needs a context of more than {needed} tokens, {most} fit")
+        slots = scoring_slots(prompt_tokens + len(_LOOKAHEAD), kept, self._scheduler.page_size) + _ANSWER_TOKENS
+        pool = self._scheduler.max_total_num_tokens
+        _require(slots < pool, f"it needs more than {slots} KV slots, the pool has {pool}")
 
     def _request(self, prompt: array[int], kept: int | None = None) -> Any:
         state = None

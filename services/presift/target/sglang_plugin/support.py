@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from presift.target.sglang_plugin.sglang_names import TESTED, is_too_old
+from presift.target.sglang_plugin.sglang_names import TESTED, is_tested, is_too_old
+from presift.target.sglang_plugin.sglang_source import SglangSource
+from presift.target.sglang_plugin.used_names import used_names
 
 
 def unsupported_sglang(sglang: str) -> str | None:
@@ -15,6 +20,26 @@ def unsupported_sglang(sglang: str) -> str | None:
     if is_too_old(sglang):
         return f"SGLang {sglang} is not supported; supported: {TESTED[0]} and newer"
     return None
+
+
+def missing_names(sglang: str) -> str | None:
+    """Which names that the plugin uses an untested version lacks, as a reason; None if it has them all.
+
+    The self-check would not notice: it neither renews nor aborts, and an error there ends the scheduler.
+    """
+    if is_tested(sglang):
+        return None
+    missing = _undefined(used_names(sglang))
+    return f"SGLang {sglang} is untested and lacks {', '.join(missing)}" if missing else None
+
+
+def _undefined(paths: Iterable[str]) -> list[str]:
+    """Those that the installed SGLang does not define where they say."""
+    package = find_spec("sglang")
+    if package is None or package.origin is None:
+        return list(paths)
+    source = SglangSource(Path(package.origin).parents[1])
+    return [path for path in paths if not source.statements(path)]
 
 
 def unsupported_scheduler(scheduler: Any) -> str | None:

@@ -339,6 +339,22 @@ def scored(selector: Any, *choices: tuple[float, int], report_kept: bool = False
     return ScoringState(compressed(plan=plan), selector, lookahead=lookahead)
 
 
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_copying_reads_nothing_from_the_device(scheduler: Any, monkeypatch: pytest.MonkeyPatch, by_mask: bool) -> None:
+    """Values of the device `meta` cannot be read: reads raise."""
+    monkeypatch.setattr(entry_pins, "keep_until_read", lambda _: None)  # it has no streams
+    pool, table = scheduler.pool, scheduler.req_to_token_pool
+    pool.keys, pool.values = ([each.to("meta") for each in buffers] for buffers in (pool.keys, pool.values))
+    pool.room, table.req_to_token = pool.room.to("meta"), table.req_to_token.to("meta")
+    kept = {layer: each.to("meta") for layer, each in selected().kept.items()}
+    state = mask_state(random_mask(3, 2)) if by_mask else scored(selected(kept=kept))
+    copied = entry_pins.copy_selected(scheduler, Request("s", holds_kv=True), state, ALONE)
+    assert copied.failure is None
+    assert copied.slots is not None and copied.slots.is_meta
+    monkeypatch.setattr(entry_pins, "_copy", lambda *tensors: tensors[-1].tolist())
+    assert entry_pins.copy_selected(scheduler, Request("s", holds_kv=True), state, ALONE).failure
+
+
 def test_without_room_nothing_is_copied(scheduler: Any) -> None:
     pool = scheduler.pool
     pool.room = None

@@ -27,6 +27,8 @@ from presift.target.sglang_plugin.states import DecodeState, PassthroughState, R
 
 from .fakes import KEPT, PROMPT_TOKENS, Request, Scheduler, caller, compressed, groups_of, on_ranks  # noqa: E402
 
+# The checks at start.
+CHECKS = ("unsupported_sglang", "missing_hooks", "missing_names", "unsupported_scheduler")
 DROPPING = KvPlan(SpecKv(capacity=KEPT, window=3), keep_full_prefix=False)
 
 
@@ -186,7 +188,7 @@ def test_switched_on_all_hooks_are_registered_around(registry: Any, monkeypatch:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Plugin:
     """One that serves, in a fake scheduler."""
-    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+    for check in CHECKS:
         monkeypatch.setattr(hooks, check, lambda *_: None)
     plugin = Plugin(TESTED[-1])
     assert plugin.unsupported
@@ -204,9 +206,9 @@ def scheduler_of(plugin: Plugin) -> Scheduler:
     return scheduler
 
 
-@pytest.mark.parametrize("check", ["unsupported_sglang", "missing_hooks", "unsupported_scheduler"])
+@pytest.mark.parametrize("check", CHECKS)
 def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
-    for each in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+    for each in CHECKS:
         monkeypatch.setattr(hooks, each, lambda *_, each=each: each if each == check else None)
     plugin, made = Plugin(TESTED[-1]), []
     plugin.around_scheduler_init(lambda *args, **kwargs: made.append((args, kwargs)), Scheduler(), 1, x=2)
@@ -215,7 +217,7 @@ def test_each_check_at_start_may_refuse(monkeypatch: pytest.MonkeyPatch, check: 
 
 
 def test_what_one_rank_refuses_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+    for check in CHECKS:
         monkeypatch.setattr(hooks, check, lambda *_: None)
     monkeypatch.setattr(hooks, "unsupported_scheduler", lambda scheduler: scheduler.refuses)
     groups = groups_of(2)
@@ -232,7 +234,7 @@ def test_what_one_rank_refuses_is_refused_by_all(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("agree", [True, False])
 def test_the_internal_state_says_whether_the_ranks_agree(monkeypatch: pytest.MonkeyPatch, agree: bool) -> None:
-    for check in ("unsupported_sglang", "missing_hooks", "unsupported_scheduler"):
+    for check in CHECKS:
         monkeypatch.setattr(hooks, check, lambda *_: "why")
     groups = groups_of(2)
 

@@ -182,3 +182,22 @@ def test_without_room_for_what_follows_nothing_changes(monkeypatch: pytest.Monke
     assert not rig.request.skip_radix_cache_insert
     assert all(getattr(rig.batch, name) is rig.before[name] for name in LENGTHS)
     assert all(buffer[:, 0, 0].tolist() == list(range(240)) for buffer in rig.buffers)
+
+
+@pytest.mark.parametrize("head", [8, 5])
+@pytest.mark.parametrize("has_pages", [False, True])
+def test_replacing_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch, has_pages: bool, head: int) -> None:
+    """Values of the device `meta` cannot be read: reads raise."""
+    rig = PagedRig(monkeypatch) if has_pages else Rig()
+    rig.buffers = [each.to("meta") for each in getattr(rig, "buffers", [])]  # type: ignore[attr-defined]
+    pool, rows, freed = rig.scheduler.req_to_token_pool, rig.rows.to("meta"), []
+    pool.req_to_token, pool.write = rows, rows.__setitem__
+    rig.scheduler.tree_cache.free_kv_row = lambda kv, ranges: freed.append(ranges)
+    monkeypatch.setattr(kv_row, "allocate", lambda tree, tokens: torch.empty(tokens, dtype=torch.int64, device="meta"))
+    monkeypatch.setattr(kv_row, "wait_for_stream", lambda stream, device: None)
+    for name in LENGTHS[::2]:
+        setattr(rig.batch, name, getattr(rig.batch, name).to("meta"))
+    slots = torch.empty(4, dtype=torch.int64, device="meta")
+    assert replace_head(rig.scheduler, rig.batch, 1, head, slots)
+    assert rig.request.kv.kv_committed_len == 14 - head
+    assert len(freed) == 1

@@ -82,6 +82,8 @@ class Rig:
         self.scheduler = SimpleNamespace(
             page_size=1,
             model_config=SimpleNamespace(vocab_size=512),
+            max_req_len=1000,
+            max_total_num_tokens=1000,
             token_to_kv_pool_allocator=SimpleNamespace(get_kvcache=lambda: pool),
             waiting_queue=[],
             _add_request_to_queue=self.queue,
@@ -163,6 +165,25 @@ def test_a_scheduler_that_drops_kv_correctly(rig: Rig, page_tokens: int) -> None
     assert rig.asked[5].prompt == rig.asked[0].prompt + array("q", [5, 5])
     rig.check.step()
     assert len(rig.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("limits", "failure"),
+    [
+        ({"max_total_num_tokens": 266}, "it needs more than 266 KV slots, the pool has 266"),
+        ({"max_total_num_tokens": 267}, None),
+        ({"max_req_len": 137}, "it needs a context of more than 137 tokens, 137 fit"),
+        ({"max_req_len": 138}, None),
+        ({"page_size": 16, "max_total_num_tokens": 296}, "it needs more than 296 KV slots, the pool has 296"),
+    ],
+    ids=str,
+)
+def test_what_would_never_be_admitted_is_not_asked(rig: Rig, limits: dict[str, int], failure: str | None) -> None:
+    vars(rig.scheduler).update(limits)
+    reason = rig.run()
+    assert reason == (None if failure is None else f"the self-check failed: {failure}")
+    assert bool(rig.asked) == (failure is None)
+    assert not rig.check.is_running
 
 
 def test_a_step_asks_nothing_until_the_last_answer_is_complete(rig: Rig) -> None:

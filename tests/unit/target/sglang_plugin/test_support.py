@@ -7,10 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from presift.models.torchvision_ops import declare_missing
-from presift.target.sglang_plugin.sglang_names import TESTED
-from presift.target.sglang_plugin.support import _unsupported_features, unsupported_scheduler, unsupported_sglang
+from presift.target.sglang_plugin import support
+from presift.target.sglang_plugin.sglang_names import TESTED, installed
+from presift.target.sglang_plugin.support import (
+    _unsupported_features,
+    missing_names,
+    unsupported_scheduler,
+    unsupported_sglang,
+)
+from presift.target.sglang_plugin.used_names import used_names
 
 torch = pytest.importorskip("torch")
 
@@ -23,6 +31,27 @@ def test_tested_and_newer_sglangs_are_supported(version: str) -> None:
 @pytest.mark.parametrize("version", ["0.5.20", "0.5.21rc1", "0.5.20.post3", "unknown"])
 def test_an_older_sglang_is_refused(version: str) -> None:
     assert unsupported_sglang(version) == f"SGLang {version} is not supported; supported: 0.5.21 and newer"
+
+
+@pytest.fixture
+def untested() -> str:
+    """A version after the installed one, which has the same names."""
+    if find_spec("sglang") is None:
+        pytest.skip("needs SGLang")
+    return f"{Version(installed()).public}.post9"
+
+
+def test_an_untested_sglang_with_all_names_is_supported(untested: str) -> None:
+    assert missing_names(untested) is None
+
+
+RENAMED = ["sglang.srt.managers.schedule_batch.Req.renamed", "sglang.srt.no_module.f"]
+
+
+def test_names_that_an_untested_sglang_lacks_are_the_reason(untested: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "used_names", lambda version: [*used_names(version), *RENAMED])
+    assert missing_names(untested) == f"SGLang {untested} is untested and lacks {', '.join(RENAMED)}"
+    assert missing_names(TESTED[-1]) is None
 
 
 @pytest.fixture
