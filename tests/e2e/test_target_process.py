@@ -22,6 +22,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from presift.core.kv_plan import KvPlan
+from presift.core.policies import SpecKv
 from presift.models.torchvision_ops import declare_missing
 from presift.rpc.codec import kv_mask_from_wire, kv_plan_to_wire
 from presift.v1 import target_pb2, target_pb2_grpc
@@ -200,6 +201,26 @@ def test_it_finishes_what_runs_when_it_is_stopped_and_leaves_nothing(smollm2: Pa
     assert last.usage.completion_tokens == 40
 
 
+def test_two_ranks_and_pages_are_started_by_arguments(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, ids = tiny_model("tinyq"), list(range(5, 205))
+    # For this target `spec_kv_pc` is `spec_kv` with a prompt that another service has shortened.
+    plan = kv_plan_to_wire(KvPlan(SpecKv(capacity=64, window=16), lookahead_token_ids=(7, 8)))
+    flags = ("--tensor-parallel", "2", "--kv-page-tokens", "16", "--kv-pool-tokens", "2048", "--dtype", "float32")
+    with running(tmp_path / "log", "--model", str(folder), *flags) as service:
+        with grpc.insecure_channel(service.address()) as channel:
+            stub = target_pb2_grpc.TargetServiceStub(channel)
+            info = stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=60)
+            answer, _ = generate(stub, ids, max_new_tokens=8, ignore_eos=True)
+            _, dropped = generate(stub, ids, plan, max_new_tokens=8, ignore_eos=True)
+        ranks = [name for name in service.members().values() if name.startswith("sglang::scheduler")]
+        assert service.stop() == 0
+        assert service.members() == {}
+    assert len(ranks) == 2
+    assert (info.kv_page_tokens, list(info.unsupported_routes)) == (16, [])
+    assert answer == greedy(folder, ids, 8)
+    assert (dropped.kv_tokens, dropped.completion_tokens) == (65, 8)
+
+
 def test_sigterm_while_the_model_is_loaded_leaves_nothing(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with running(tmp_path / "log", "--model", str(tiny_model("tinyl"))) as service:
         deadline = time.monotonic() + START_S
@@ -224,6 +245,7 @@ def is_serving(channel: grpc.Channel) -> bool:
 
 
 def greedy(folder: Path, ids: list[int], new_tokens: int) -> list[int]:
+    declare_missing()
     import torch
     from transformers import AutoModelForCausalLM
 
