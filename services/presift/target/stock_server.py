@@ -13,6 +13,7 @@ import sys
 
 from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_plugin
+from presift.target.sglang.arguments import divide_cores
 
 # Needed on a plain CPU; the command line can override them.
 _DEFAULTS = ("--device", "cpu", "--attention-backend", "torch_native", "--disable-cuda-graph", "--sleep-on-idle")
@@ -28,7 +29,10 @@ def main() -> None:
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415
 
     load_plugins()
-    run_server(prepare_server_args(sys.argv[1:]))
+    arguments = prepare_server_args(sys.argv[1:])
+    if arguments.device == "cpu":
+        divide_cores(arguments.tp_size * arguments.dp_size, os.environ)
+    run_server(arguments)
 
 
 if __name__ in {"__main__", "__mp_main__"}:

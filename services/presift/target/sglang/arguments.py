@@ -123,7 +123,7 @@ def _architecture(folder: ModelFolder) -> str | None:
     return json.dumps({"architectures": [name]})
 
 
-def _divide_cores(ranks: int, environment: MutableMapping[str, str]) -> None:
+def divide_cores(ranks: int, environment: MutableMapping[str, str]) -> None:
     """Give each rank its cores, as SGLang wants it where there are more ranks than NUMA nodes, and as many threads."""
     if ranks == 1:
         return
@@ -142,7 +142,7 @@ def set_environment(options: SglangOptions, environment: MutableMapping[str, str
     if options.device == "cpu":
         # SGLang compiles a few functions on first use: seconds within a request, and it takes a C++ compiler.
         environment.setdefault("TORCHDYNAMO_DISABLE", "1")
-        _divide_cores(options.tensor_parallel * options.data_parallel, environment)
+        divide_cores(options.tensor_parallel * options.data_parallel, environment)
     if options.kv_dropping:
         environment[sglang_plugin.SWITCH] = "1"
     if options.threads is not None:
