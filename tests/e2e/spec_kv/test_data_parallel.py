@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from presift.core.errors import TargetUnavailable
 from presift.core.plan import Route
+from presift.models.folder import resolve
+from presift.target.sglang import processes
+from presift.target.sglang.arguments import SglangOptions
+from presift.target.sglang.engine import SglangEngine
+from presift.target.sglang.processes import scheduler_ids
+
+from ..conftest import Driver
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -76,3 +88,28 @@ async def test_aborts_leave_no_slot_missing(start: Any, plan: Any, renewing: Any
         await asyncio.gather(*(request(first + number) for number in range(10)))
     assert 5 <= len(cancelled) < 40
     assert await two.empty() == all_slots
+
+
+@pytest.mark.faults
+async def test_a_replica_that_is_killed_ends_what_runs(tiny_model: Callable[[str], Path], prompt: Any) -> None:
+    options = SglangOptions(
+        resolve(str(tiny_model("tinyq"))), dtype="float32", kv_pool_tokens=POOL_TOKENS, threads=1, data_parallel=2
+    )
+    driver = Driver(SglangEngine(options))
+    try:
+        await driver.engine.start()
+        running = [
+            asyncio.create_task(driver.answer(prompt(400 + seed, 100), max_new_tokens=1500)) for seed in range(2)
+        ]
+        await asyncio.sleep(1)
+        first, second = scheduler_ids(processes.children())
+        os.kill(second, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            told = await asyncio.gather(*running, driver.engine.died(), return_exceptions=True)
+        assert [type(each) for each in told] == [TargetUnavailable, TargetUnavailable, str]
+        with pytest.raises(TargetUnavailable, match="a scheduler has ended"):
+            await driver.answer(prompt(402, 100))
+        os.kill(first, 0)  # it runs until the engine is stopped
+    finally:
+        await driver.engine.stop()
+    assert not scheduler_ids(processes.children())

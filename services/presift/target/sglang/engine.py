@@ -47,6 +47,7 @@ class SglangEngine(Engine):
         self._other_children = processes.children()
         # Known after the launch. This process may launch another engine later.
         self._own_children: set[BaseProcess] | None = None
+        self._schedulers: processes.ExitWatch | None = None
         self._manager: Any = None
         self._replicas = DataParallelRouter(options.data_parallel)
         self._parsers: Parsers = NO_PARSERS
@@ -117,6 +118,8 @@ class SglangEngine(Engine):
 
     async def stop(self) -> None:
         self._set_failed("stopped")
+        if self._schedulers:
+            self._schedulers.close()
         while self._launching and not self._launching.done():
             self._kill_children()
             await asyncio.wait([self._launching], timeout=0.2)
@@ -140,6 +143,9 @@ class SglangEngine(Engine):
 
     def _use(self, engine: Any) -> None:
         self._own_children = processes.children() - self._other_children
+        # SGLang watches its own children, and with data parallelism the schedulers are children of another process.
+        ids = processes.scheduler_ids(self._own_children)
+        self._schedulers = processes.ExitWatch(ids, lambda: self._set_failed("a scheduler has ended"))
         self._manager = engine.tokenizer_manager
         # Like `auto_create_handle_loop`, but without its signal handlers.
         self._manager.event_loop = self._loop

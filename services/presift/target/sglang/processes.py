@@ -12,14 +12,18 @@ import atexit
 import importlib
 import logging
 import multiprocessing
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from presift.models.torchvision_ops import declare_missing
+
+# How SGLang calls its schedulers in the list of processes.
+_SCHEDULER = "sglang::scheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,44 @@ def _restored_process_settings() -> Iterator[None]:
 def children() -> set[multiprocessing.process.BaseProcess]:
     """The live children of this process that multiprocessing started."""
     return set(multiprocessing.active_children())
+
+
+def scheduler_ids(parents: Iterable[multiprocessing.process.BaseProcess]) -> list[int]:
+    """The process ids of the schedulers that `parents` are or have started, by SGLang's names for them."""
+    import psutil  # noqa: PLC0415 - SGLang needs it, other services do not
+
+    found: list[int] = []
+    for parent in parents:
+        with suppress(psutil.NoSuchProcess):
+            family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
+            found += [each.pid for each in family if "".join(each.cmdline()[:1]).startswith(_SCHEDULER)]
+    return found
+
+
+class ExitWatch:
+    """Calls `ended`, in the event loop, when one of the processes `ids` ends. They need not be children."""
+
+    def __init__(self, ids: Iterable[int], ended: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._files: list[int] = []
+        for process_id in ids:
+            try:
+                file = os.pidfd_open(process_id)
+            except ProcessLookupError:
+                self._loop.call_soon(ended)
+                continue
+            self._files.append(file)
+            self._loop.add_reader(file, self._read, file, ended)
+
+    def _read(self, file: int, ended: Callable[[], None]) -> None:
+        self._loop.remove_reader(file)
+        ended()
+
+    def close(self) -> None:
+        for file in self._files:
+            self._loop.remove_reader(file)
+            os.close(file)
+        self._files.clear()
 
 
 def kill(processes: Iterable[multiprocessing.process.BaseProcess], timeout_s: float = 10.0) -> None:
