@@ -81,7 +81,7 @@ async def run_out(url: str, tenant: str = "acme", mode: FailureMode = FailureMod
         with pytest.raises(Overloaded, match="left"):
             while admitted < 9:
                 async with usage.quotas.held(tenant, TenantLimits(200, 2)) as quota:
-                    await quota.charge(50, max_new_tokens=50)
+                    await quota.reserve(50, max_new_tokens=50)
                     quota.record_generated(50)
                     admitted += 1
     finally:
@@ -118,8 +118,8 @@ async def test_what_is_given_back_can_be_used(cluster: ValkeyCluster) -> None:
     usage = open_usage_limits(cluster.url, 5.0, FailureMode.CLOSED)
     for tenant in ("one", "two", "three", "four") * 5:  # each of which gives all back
         async with usage.quotas.held(tenant, TenantLimits(100, 1)) as quota:
-            await quota.estimate(100, max_new_tokens=0)
-            await quota.charge(0, max_new_tokens=1)
+            await quota.reserve_estimate(100, max_new_tokens=0)
+            await quota.reserve(0, max_new_tokens=1)
     await usage.aclose()
 
 

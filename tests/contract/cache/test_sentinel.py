@@ -63,7 +63,7 @@ async def run_out(url: str) -> int:
         with pytest.raises(Overloaded, match="left"):
             while admitted < 9:
                 async with usage.quotas.held("acme", TenantLimits(200, 2)) as quota:
-                    await quota.charge(50, max_new_tokens=50)
+                    await quota.reserve(50, max_new_tokens=50)
                     quota.record_generated(50)
                     admitted += 1
     finally:

@@ -53,22 +53,22 @@ class Quota:
         self._reserved = self._prompt = self._generated = 0
         self._reserved_at_s = 0.0
 
-    async def estimate(self, prompt_tokens: int, *, max_new_tokens: int, is_exact: bool = False) -> None:
-        """Reserve what the request will use, before its prompt is tokenized. Raises as `charge` does.
+    async def reserve_estimate(self, prompt_tokens: int, *, max_new_tokens: int, is_exact: bool = False) -> None:
+        """Reserve what the request will use, before its prompt is tokenized. Raises as `reserve` does.
 
         Unless it `is_exact`, the number may be too high: it cannot tell that no minute allows the request.
         """
         if self._limit is not None:
             tokens = self._allowed(prompt_tokens + max_new_tokens) if is_exact else prompt_tokens + max_new_tokens
-            await self._reserve(min(tokens, self._limit), self._limit)
+            await self._reserve_up_to(min(tokens, self._limit), self._limit)
 
-    async def charge(self, prompt_tokens: int, *, max_new_tokens: int) -> None:
+    async def reserve(self, prompt_tokens: int, *, max_new_tokens: int) -> None:
         """Reserve the most that the request can use, instead of the estimate. Raises Overloaded, and InvalidRequest if
         no minute allows it."""
         if self._limit is not None:
             self._prompt = prompt_tokens
             tokens = self._allowed(prompt_tokens + max_new_tokens)
-            await self._reserve(tokens, self._limit)
+            await self._reserve_up_to(tokens, self._limit)
             await self._return_above(tokens, self._limit)
 
     def record_generated(self, tokens: int) -> None:
@@ -81,8 +81,8 @@ class Quota:
             raise InvalidRequest("tokens_per_minute", tokens, limit)
         return tokens
 
-    async def _reserve(self, tokens: int, limit: int) -> None:
-        """Reserve `tokens` in all, with what is reserved already."""
+    async def _reserve_up_to(self, tokens: int, limit: int) -> None:
+        """Reserve what is missing to `tokens` in all."""
         if self.age_s > WINDOW_S:
             self._reserved = 0
         more = tokens - self._reserved

@@ -46,14 +46,14 @@ class Explainer:
         try:
             async with deadline.timeout(), parts.quotas.held(request.tenant, request.limits) as quota:
                 # Before it waits: a tenant over its quota is refused at once.
-                await quota.estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=cost.is_exact)
+                await quota.reserve_estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=cost.is_exact)
                 async with (
                     parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
                     parts.admission.slot(tenant, cost, deadline) as slot,
                 ):
                     with parts.guard.idle_gate.busy():
                         tokens, tokenize_ms = await parts.reader.read(request)
-                        await quota.charge(tokens.ids.size, max_new_tokens=0)
+                        await quota.reserve(tokens.ids.size, max_new_tokens=0)
                         with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
                             plan = await parts.planner.plan(context, explains=True)
                         kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None

@@ -61,11 +61,11 @@ class Pipeline:
             request = narrowed_to_target(request, parts.models.known_target())
             cost = request_cost(request)
             async with parts.quotas.held(request.tenant, request.limits) as quota:
-                await self._estimate(request, cost, quota)
+                await self._reserve_estimate(request, cost, quota)
                 async with parts.admission.slot(request.tenant or "", cost, deadline) as slot:
                     tokens, tokenize_ms = await parts.reader.read(request)
                     request = self._cut_for_full(request, int(tokens.ids.size))
-                    await quota.charge(tokens.ids.size, max_new_tokens=_new_tokens(request))
+                    await quota.reserve(tokens.ids.size, max_new_tokens=_new_tokens(request))
                     with parts.reader.context(request, tokens, tokenize_ms, metrics.arrived) as (context, reservation):
                         plan = await parts.planner.plan(context, deadline)
                         request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
@@ -79,10 +79,10 @@ class Pipeline:
                                     quota.record_generated(len(event.token_ids))
                                 yield event
 
-    async def _estimate(self, request: Request, cost: RequestCost, quota: Quota) -> None:
+    async def _reserve_estimate(self, request: Request, cost: RequestCost, quota: Quota) -> None:
         """A tenant over its quota is refused before it waits, and before its prompt is tokenized."""
         new_tokens = _new_tokens(self._cut_for_full(request, cost.prompt_tokens))
-        await quota.estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=cost.is_exact)
+        await quota.reserve_estimate(cost.prompt_tokens, max_new_tokens=new_tokens, is_exact=cost.is_exact)
 
     def _cut_for_full(self, request: Request, prompt_tokens: int) -> Request:
         """No tokens are reserved that an answer to the whole prompt cannot have."""

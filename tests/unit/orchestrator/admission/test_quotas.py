@@ -28,7 +28,7 @@ async def left(quotas, tenant="acme"):
 async def test_unused_tokens_are_returned():
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.charge(20, max_new_tokens=70)
+        await quota.reserve(20, max_new_tokens=70)
         assert await left(quotas) == 10
         quota.record_generated(3)
         quota.record_generated(2)
@@ -39,10 +39,10 @@ async def test_unused_tokens_are_returned():
 async def test_over_the_limit_the_error_says_when_to_retry():
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as first:
-        await first.charge(50, max_new_tokens=30)
+        await first.reserve(50, max_new_tokens=30)
         with pytest.raises(Overloaded) as refused:
             async with quotas.held("acme", LIMITS) as second:
-                await second.charge(40, max_new_tokens=10)
+                await second.reserve(40, max_new_tokens=10)
     error = refused.value
     assert (error.field, error.value, error.limit) == ("tokens_per_minute", 50, 100)
     assert error.retry_after_s == pytest.approx(60 * 30 / 100)
@@ -53,7 +53,7 @@ async def test_more_tokens_than_a_minute_allows_are_invalid():
     quotas = Quotas()
     with pytest.raises(InvalidRequest, match="tokens_per_minute") as refused:
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.charge(50, max_new_tokens=51)
+            await quota.reserve(50, max_new_tokens=51)
     assert "100" in refused.value.limit and await left(quotas) == 100
 
 
@@ -62,7 +62,7 @@ async def test_a_callers_own_error_costs_the_prompt():
     quotas = Quotas()
     with pytest.raises(BudgetExceeded):
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.charge(20, max_new_tokens=70)
+            await quota.reserve(20, max_new_tokens=70)
             raise BudgetExceeded("budget.min_coverage", 0.5, ">= 0.9")
     assert await left(quotas) == 80
 
@@ -72,7 +72,7 @@ async def test_a_failure_of_the_service_before_the_first_token_costs_nothing():
     for generated, expected in ((0, 100), (5, 75)):
         with pytest.raises(TargetUnavailable):
             async with quotas.held("acme", LIMITS) as quota:
-                await quota.charge(20, max_new_tokens=70)
+                await quota.reserve(20, max_new_tokens=70)
                 quota.record_generated(generated)
                 raise TargetUnavailable("gone")
         assert await left(quotas) == expected
@@ -84,7 +84,7 @@ async def test_a_disconnect_costs_the_prompt():
 
     async def call():
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.charge(20, max_new_tokens=70)
+            await quota.reserve(20, max_new_tokens=70)
             begun.set()
             await asyncio.Event().wait()
 
@@ -98,7 +98,7 @@ async def test_a_disconnect_costs_the_prompt():
 async def test_nothing_is_returned_after_the_window(monkeypatch):
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.charge(20, max_new_tokens=70)
+        await quota.reserve(20, max_new_tokens=70)
         monkeypatch.setattr(quotas_module, "WINDOW_S", -1.0)
     assert await left(quotas) == 10
 
@@ -106,12 +106,12 @@ async def test_nothing_is_returned_after_the_window(monkeypatch):
 async def test_over_the_limit_a_prompt_is_refused_by_its_estimate():
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as first:
-        await first.estimate(30, max_new_tokens=40)
+        await first.reserve_estimate(30, max_new_tokens=40)
         with pytest.raises(Overloaded) as refused:
             async with quotas.held("acme", LIMITS) as second:
-                await second.estimate(31, max_new_tokens=0)
+                await second.reserve_estimate(31, max_new_tokens=0)
         assert (refused.value.field, refused.value.value) == ("tokens_per_minute", 31)
-        await first.charge(40, max_new_tokens=40)  # the estimate was too low
+        await first.reserve(40, max_new_tokens=40)  # the estimate was too low
         assert await left(quotas) == 20
         first.record_generated(5)
     assert await left(quotas) == 55
@@ -120,8 +120,8 @@ async def test_over_the_limit_a_prompt_is_refused_by_its_estimate():
 async def test_an_estimate_that_is_too_high_refuses_nothing_for_good():
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.estimate(500, max_new_tokens=40)
-        await quota.charge(30, max_new_tokens=20)
+        await quota.reserve_estimate(500, max_new_tokens=40)
+        await quota.reserve(30, max_new_tokens=20)
     assert await left(quotas) == 70
 
 
@@ -129,9 +129,9 @@ async def test_an_estimate_that_is_too_high_is_corrected_while_the_request_runs(
     """An answer may take minutes: its tenant must not wait for tokens that nothing uses."""
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.estimate(80, max_new_tokens=10)
+        await quota.reserve_estimate(80, max_new_tokens=10)
         assert await left(quotas) == 10
-        await quota.charge(10, max_new_tokens=10)
+        await quota.reserve(10, max_new_tokens=10)
         assert await left(quotas) == 80
         quota.record_generated(5)
     assert await left(quotas) == 85
@@ -153,9 +153,9 @@ async def test_a_slow_redis_does_not_delay_a_request_whose_estimate_was_too_high
     rate = SlowToReturn()
     quotas = Quotas(rate)
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.estimate(80, max_new_tokens=10)
+        await quota.reserve_estimate(80, max_new_tokens=10)
         asyncio.get_running_loop().call_later(5, rate.answers.set)
-        await quota.charge(10, max_new_tokens=10)
+        await quota.reserve(10, max_new_tokens=10)
         assert await left(quotas) == 10, "it has waited for Redis"
         rate.answers.set()
         await quotas.aclose()
@@ -170,8 +170,8 @@ async def test_a_request_that_is_cancelled_meanwhile_returns_its_tokens_once():
 
     async def request():
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.estimate(80, max_new_tokens=10)
-            await quota.charge(10, max_new_tokens=10)
+            await quota.reserve_estimate(80, max_new_tokens=10)
+            await quota.reserve(10, max_new_tokens=10)
             await asyncio.Event().wait()
 
     running = asyncio.create_task(request())
@@ -188,8 +188,8 @@ async def test_a_prompt_that_was_tokenized_and_is_more_than_a_minute_allows_cost
     quotas = Quotas()
     with pytest.raises(InvalidRequest):
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.estimate(30, max_new_tokens=10)
-            await quota.charge(500, max_new_tokens=10)
+            await quota.reserve_estimate(30, max_new_tokens=10)
+            await quota.reserve(500, max_new_tokens=10)
     assert await left(quotas) == 60
 
 
@@ -197,16 +197,16 @@ async def test_an_exact_number_that_no_minute_allows_is_invalid_at_once_and_cost
     quotas = Quotas()
     with pytest.raises(InvalidRequest):
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.estimate(50, max_new_tokens=51, is_exact=True)
+            await quota.reserve_estimate(50, max_new_tokens=51, is_exact=True)
     assert await left(quotas) == 100
 
 
 async def test_an_estimate_that_waited_longer_than_the_window_is_charged_again(monkeypatch):
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
-        await quota.estimate(20, max_new_tokens=20)
+        await quota.reserve_estimate(20, max_new_tokens=20)
         monkeypatch.setattr(quotas_module, "WINDOW_S", -1.0)
-        await quota.charge(20, max_new_tokens=20)
+        await quota.reserve(20, max_new_tokens=20)
     assert await left(quotas) == 20
 
 
@@ -224,7 +224,7 @@ async def test_who_leaves_while_tokens_are_taken_loses_none(taken):
 
     async def call():
         async with quotas.held("acme", LIMITS) as quota:
-            await quota.charge(70, max_new_tokens=0)
+            await quota.reserve(70, max_new_tokens=0)
 
     if not taken:
         await take("acme", 60, 100)
@@ -283,13 +283,13 @@ async def test_a_failure_is_logged_once_and_so_is_its_end(caplog, code, reason):
         for rate in (failing, working, failing, working, working):  # it comes and goes: still one state
             quotas._rate = rate
             async with quotas.held("acme", TenantLimits(1000, None)) as quota:
-                await quota.charge(20, max_new_tokens=70)
+                await quota.reserve(20, max_new_tokens=70)
 
     await requests()
     now[0] += QUIET_S
     quotas._rate = working
     async with quotas.held("acme", TenantLimits(1000, None)) as quota:
-        await quota.charge(20, max_new_tokens=70)
+        await quota.reserve(20, max_new_tokens=70)
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
     assert warnings == [
         f"{reason}: tenant limits are not enforced",
@@ -301,7 +301,7 @@ async def test_a_failure_admits_or_rejects():
     both = TenantLimits(100, 1)
     opened = Quotas(UnavailableRedis(), UnavailableRedis(), FailureMode.OPEN)
     async with opened.held("acme", both) as quota, opened.held("acme", both):
-        await quota.charge(20, max_new_tokens=70)
+        await quota.reserve(20, max_new_tokens=70)
     closed = Quotas(UnavailableRedis(), UnavailableRedis(), FailureMode.CLOSED)
     with pytest.raises(Overloaded, match="concurrency usage is unavailable") as refused:
         async with closed.held("acme", both):
@@ -309,7 +309,7 @@ async def test_a_failure_admits_or_rejects():
     assert refused.value.field == "concurrency" and refused.value.retry_after_s > 0
     with pytest.raises(Overloaded) as refused:
         async with closed.held("acme", LIMITS) as quota:
-            await quota.charge(20, max_new_tokens=70)
+            await quota.reserve(20, max_new_tokens=70)
     assert refused.value.field == "tokens_per_minute"
 
 
@@ -322,6 +322,6 @@ async def test_without_limits_nothing_is_counted():
 
     quotas = Quotas(Never(), Never(), FailureMode.CLOSED)
     async with quotas.held(None, TenantLimits()) as quota:
-        await quota.charge(10**9, max_new_tokens=10**9)
+        await quota.reserve(10**9, max_new_tokens=10**9)
         quota.record_generated(3)
     assert not quotas._releases
