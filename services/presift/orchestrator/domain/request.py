@@ -249,7 +249,7 @@ class KvOptions:
                 raise InvalidRequest(f"kv.{name}", value, f">= {least}")
         if self.asks_target_lookahead:
             self._check_target_lookahead(self._asked)
-        if self.keep_full_prefix is False and self.renews:
+        if self.keep_full_prefix is False and self.asks_renewal:
             raise InvalidRequest("kv.keep_full_prefix", "false", f"true or unset with {self._asked}")
 
     @property
@@ -258,7 +258,7 @@ class KvOptions:
         return self.lookahead is KvLookahead.TARGET or self.first_full_tokens is not None
 
     @property
-    def renews(self) -> bool:
+    def asks_renewal(self) -> bool:
         """Whether the caller asks to select KV while the answer is generated."""
         return self.asks_target_lookahead or bool(self.renew_every)
 
@@ -271,7 +271,7 @@ class KvOptions:
     @property
     def selecting_once(self) -> KvOptions:
         """The same with a selection before the answer begins, and none after it, where the caller leaves it open."""
-        return self if self.renews else replace(self.by_draft, renew_every=0)
+        return self if self.asks_renewal else replace(self.by_draft, renew_every=0)
 
     @property
     def _asked(self) -> str:

@@ -38,7 +38,7 @@ class Explainer:
         of a selection that changes."""
         parts, arrived, deadline = self._parts, time.perf_counter(), deadline.at_most(self._max_request_s)
         parts.calibration.stop()
-        if detail.kv_mask and request.kv.renews:
+        if detail.kv_mask and request.kv.asks_renewal:
             limit = "unset if kv asks to select KV while the answer is generated"
             raise InvalidRequest("include_kv_mask", "true", limit)
         request = narrowed_to_target(request, parts.models.known_target())

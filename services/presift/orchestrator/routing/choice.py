@@ -159,7 +159,7 @@ class RoutingInputs:
         return self.options.selection or default
 
     @property
-    def renews(self) -> bool:
+    def may_renew(self) -> bool:
         """Whether KV may be selected while the answer is generated. That needs the whole prompt in the target's
         cache."""
         return self.options.keep_full_prefix is not False
@@ -168,7 +168,7 @@ class RoutingInputs:
     def lookahead(self) -> KvLookahead:
         """Who makes the lookahead; AUTO if either may. It is the draft's wherever something else is asked of the
         draft, and where the answer may not begin on the full KV."""
-        if not self.renews or self.auto_capacity is not None or self.budget.min_coverage is not None:
+        if not self.may_renew or self.auto_capacity is not None or self.budget.min_coverage is not None:
             return KvLookahead.DRAFT
         if self.budget.has_strict_kv_limit:
             return KvLookahead.DRAFT

@@ -105,7 +105,7 @@ def continue_kv(plan: KvPlan, inputs: RoutingInputs) -> RouteChoice:
     options = inputs.options
     every = plan.policy.renew_every if options.renew_every is None else options.renew_every
     keep = (plan.keep_full_prefix or every > 0) if options.keep_full_prefix is None else options.keep_full_prefix
-    policy = _renewed(plan, every if keep and inputs.renews else 0, options.renew_window)
+    policy = _renewed(plan, every if keep and inputs.may_renew else 0, options.renew_window)
     return RouteChoice(Route.SPEC_KV, Reason.REQUESTED, detail, policy, keep, continued_tokens=held)
 
 
@@ -175,7 +175,7 @@ class _Sizing:
         """The fields of SpecKv that select KV while the answer is generated, none if nothing does. Of `capacity` KV
         pairs or more, the window leaves room for everything that must be kept."""
         inputs, options, defaults = self.inputs, self.inputs.options, self.inputs.defaults
-        every = value_or(options.renew_every, defaults.renew_every) if inputs.renews else 0
+        every = value_or(options.renew_every, defaults.renew_every) if inputs.may_renew else 0
         is_target = self.lookahead is KvLookahead.TARGET
         if not every and not is_target:
             return {}
