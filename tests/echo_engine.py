@@ -13,7 +13,7 @@ import numpy as np
 from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolCallDelta
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import EngineLoad, FinishReason, Sampling
-from presift.core.kv_plan import KvPlan, check_plan, must_keep_kv
+from presift.core.kv_plan import KvPlan, check_plan
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
@@ -264,7 +264,7 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 def _kept(plan: KvPlan, prompt_tokens: int, kept: int) -> KvMask:
     if plan.kv_mask is not None:
         return plan.kv_mask
-    flags = np.append(must_keep_kv(plan, prompt_tokens), True)
+    flags = np.append(plan.must_keep(prompt_tokens), True)
     others = np.flatnonzero(~flags)
     flags[others[: kept + 1 - np.count_nonzero(flags)]] = True
     return KvMask(flags[None, None])

@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from presift.core.kv_plan import KvPlan, must_keep_kv
+from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.target.sglang_plugin.attention import ForwardPass
 from presift.target.sglang_plugin.custom_params import KEY
@@ -94,7 +94,7 @@ class Layer:
 
     def scoring(self, layers: int) -> ScoringState:
         plan = KvPlan(SpecKv(capacity=CAPACITY, window=WINDOW), lookahead_token_ids=(1,) * LOOKAHEAD)
-        protected = torch.from_numpy(must_keep_kv(plan, self.tokens)[: self.first_row])
+        protected = torch.from_numpy(plan.must_keep(self.tokens)[: self.first_row])
         scores = KvSelector(plan.policy, self.tokens, LOOKAHEAD, CAPACITY, layers, protected)
         return ScoringState(DecodeState(plan, array("q", bytes(8 * self.tokens)), CAPACITY, "", None, 0), scores)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from presift.core.errors import BudgetExceeded, InvalidRequest
 from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
-from presift.core.spans import Span, check_within, must_keep
+from presift.core.spans import Span, check_within, must_keep_kv
 
 # The cost grows with width x prompt: a wider kernel would stall all other requests.
 MAX_KERNEL_TOKENS = 1025
@@ -76,6 +76,10 @@ class KvPlan:
         prompt_tokens = self.covered_tokens(read_tokens)
         return min(self.policy.capacity, prompt_tokens - 1) + 1 + read_tokens - prompt_tokens
 
+    def must_keep(self, prompt_tokens: int) -> NDArray[np.bool_]:
+        """bool[prompt_tokens - 1]: the KV of protected spans and window, see `must_keep_kv`."""
+        return must_keep_kv(self.protected, prompt_tokens, self.policy.window)
+
     def capacity_for(self, page_tokens: int) -> int:
         """The KV pairs per layer and head, in whole pages. Raises InvalidRequest if only the window fits."""
         capacity = self.policy.capacity // page_tokens * page_tokens
@@ -95,14 +99,14 @@ def check_plan(plan: KvPlan, prompt_tokens: int, *, layers: int, kv_heads: int, 
     capacity = plan.capacity_for(page_tokens)
     if prompt_tokens <= capacity:
         return prompt_tokens - 1
-    fixed = must_keep_kv(plan, prompt_tokens)
+    fixed = plan.must_keep(prompt_tokens)
     if plan.kv_mask is None:
         kept = capacity
         _check_fixed(fixed, kept, "the window included")
     else:
         kept = _check_mask(plan.kv_mask, fixed, capacity, (layers, kv_heads), page_tokens)
     if plan.policy.renews:
-        renewed = must_keep(plan.protected, prompt_tokens, plan.policy.renew_window + 1)[:-1]
+        renewed = must_keep_kv(plan.protected, prompt_tokens, plan.policy.renew_window)
         _check_fixed(renewed, kept, "the renew_window included")
     return kept
 
@@ -112,11 +116,6 @@ def scoring_slots(read_tokens: int, kept: int, page_tokens: int) -> int:
     rounding to pages. It must be less than the target's pool.
     """
     return read_tokens + kept + 1 + 2 * page_tokens
-
-
-def must_keep_kv(plan: KvPlan, prompt_tokens: int) -> NDArray[np.bool_]:
-    """bool[prompt_tokens - 1]: protected spans, and the window before the final token (which is read again)."""
-    return must_keep(plan.protected, prompt_tokens, plan.policy.window + 1)[:-1]
 
 
 def _check_fixed(fixed: NDArray[np.bool_], capacity: int, what: str) -> None:

@@ -68,6 +68,13 @@ def must_keep(protected: Iterable[Span], prompt_tokens: int, window: int) -> NDA
     return flags
 
 
+def must_keep_kv(protected: Iterable[Span], prompt_tokens: int, window: int) -> NDArray[np.bool_]:
+    """bool[prompt_tokens - 1]: the KV that every policy keeps, of protected spans and of the `window` tokens before
+    the final one. The final token does not count, because it is read again and its KV is new.
+    """
+    return must_keep(protected, prompt_tokens, window + 1)[:-1]
+
+
 def moved(protected: Iterable[Span], kept: NDArray[np.bool_]) -> tuple[Span, ...]:
     """The spans by their positions among the kept tokens, `kept` bool[n]. Spans that become adjacent are merged."""
     return spans_of(covered(protected, int(kept.size))[kept])

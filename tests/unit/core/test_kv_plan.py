@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.core.errors import BudgetExceeded, InvalidRequest
-from presift.core.kv_plan import MAX_KERNEL_TOKENS, KvPlan, check_plan, must_keep_kv
+from presift.core.kv_plan import MAX_KERNEL_TOKENS, KvPlan, check_plan
 from presift.core.masks import KvMask
 from presift.core.policies import Adaptive, KvSelection, SpecKv
 from presift.core.spans import Span
@@ -139,7 +139,7 @@ def test_the_budget_is_that_of_whole_pages():
 
 
 def test_must_keep_is_the_protected_spans_and_the_window_before_the_final_token():
-    kept = must_keep_kv(KvPlan(POLICY, (Span(2, 4), Span(18, 20))), PROMPT)
+    kept = KvPlan(POLICY, (Span(2, 4), Span(18, 20))).must_keep(PROMPT)
     assert kept.shape == (PROMPT - 1,)
     assert np.flatnonzero(kept).tolist() == [2, 3, 16, 17, 18]
 
@@ -221,7 +221,7 @@ def test_what_is_accepted_can_be_kept(planned, page_tokens):
     assert 0 <= kept < prompt_tokens
     assert kept == prompt_tokens - 1 or kept % page_tokens == 0
     assert kept <= plan.policy.capacity
-    assert must_keep_kv(plan, prompt_tokens).sum() <= kept
+    assert plan.must_keep(prompt_tokens).sum() <= kept
 
 
 def test_a_capacity_that_still_adapts_is_no_plan():

@@ -6,7 +6,7 @@ import pytest
 from presift.core.kv_plan import check_plan
 from presift.core.plan import CompressedPrompt, Route
 from presift.core.policies import KvSelection, SpecKv, SpecPc
-from presift.core.spans import Span, must_keep
+from presift.core.spans import Span, must_keep, must_keep_kv
 from presift.draft.compress import compress
 from presift.draft.request import RequestLimits, parse
 from presift.draft.scorer import Cancel
@@ -33,7 +33,7 @@ def routed(route: Route, selection: KvSelection, budget: Budget, page: int) -> R
     inputs = routing_inputs(
         prompt_tokens=N,
         must_keep=int(must_keep(SPANS, N, 8).sum()),
-        must_keep_kv=int(must_keep(SPANS, N, 9)[:-1].sum()),
+        must_keep_kv=int(must_keep_kv(SPANS, N, 8).sum()),
         reserved_tokens=16,
         context_tokens=1024,
         kv_page_tokens=page,

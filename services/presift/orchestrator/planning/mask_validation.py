@@ -11,7 +11,7 @@ from presift.core.kv_plan import KvPlan
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 from presift.core.policies import Policy, SpecPc
-from presift.core.spans import Span, covered, moved, must_keep
+from presift.core.spans import Span, covered, moved, must_keep, must_keep_kv
 from presift.orchestrator.domain.ports import MaskRejected
 from presift.orchestrator.domain.request import TokenizedPrompt
 
@@ -86,7 +86,7 @@ def check_kv_capacity(prompt: CompressedPrompt, job: ScoringJob) -> None:
         limit = f"{policy.adaptive.min_capacity}..{policy.capacity} in steps of {policy.adaptive.step}"
         raise MaskRejected(f"KV capacity of {capacity}, the budget is {limit}")
     spans = moved(job.tokens.protected, prompt.mask.kept)
-    needed = int(np.count_nonzero(must_keep(spans, prompt.mask.kept_tokens, policy.window + 1)[:-1]))
+    needed = int(np.count_nonzero(must_keep_kv(spans, prompt.mask.kept_tokens, policy.window)))
     if capacity < needed:
         raise MaskRejected(f"KV capacity of {capacity}, window and protected spans need {needed}")
 

@@ -13,7 +13,7 @@ import numpy as np
 from presift.core.errors import InvalidRequest
 from presift.core.plan import ModelInfo, Route
 from presift.core.policies import KvSelection
-from presift.core.spans import must_keep
+from presift.core.spans import must_keep, must_keep_kv
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.limits import check_tokens
@@ -137,8 +137,7 @@ class RequestReader:
         defaults = effective.defaults.for_draft(draft)
         kept = must_keep(tokens.protected, prompt_tokens, defaults.spec_pc.window)
         kept_tokens = int(np.count_nonzero(kept))
-        # Of the KV without the final token, which comes on top.
-        kept_kv = must_keep(tokens.protected, prompt_tokens, defaults.spec_kv.window + 1)[:-1]
+        kept_kv = must_keep_kv(tokens.protected, prompt_tokens, defaults.spec_kv.window)
         shares_ids = draft is not None and draft.shares_vocabulary(target.model)
         inputs = RoutingInputs(
             prompt_tokens=prompt_tokens,

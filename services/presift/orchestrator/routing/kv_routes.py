@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from presift.core.errors import BudgetExceeded, DraftUnavailable, InvalidRequest
-from presift.core.kv_plan import KvPlan, must_keep_kv, scoring_slots
+from presift.core.kv_plan import KvPlan, scoring_slots
 from presift.core.plan import Route
 from presift.core.policies import KvSelection, SpecKv, SpecKvPc, SpecPc
 from presift.orchestrator.domain.request import AutoCapacity, KvLookahead
@@ -118,7 +118,7 @@ def _renewed(plan: KvPlan, every: int, asked_window: int | None) -> SpecKv:
     window = policy.renew_window if policy.renews else policy.window
     if asked_window is not None:
         kept = policy.capacity if plan.kv_mask is None else int(np.count_nonzero(plan.kv_mask.kept[0, 0, :-1]))
-        spare = kept - int(np.count_nonzero(must_keep_kv(plan, plan.prompt_tokens)))
+        spare = kept - int(np.count_nonzero(plan.must_keep(plan.prompt_tokens)))
         window = _bounded_window(asked_window, policy.capacity, policy.window + spare)
     return replace(policy, renew_every=every, renew_window=window)
 

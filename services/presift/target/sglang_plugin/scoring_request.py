@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from presift.core.kv_plan import must_keep_kv
 from presift.target.sglang_plugin.custom_params import KEY
 from presift.target.sglang_plugin.kv_selector import KvSelector
 from presift.target.sglang_plugin.states import DecodeState, ScoringState
@@ -70,6 +69,6 @@ def selector_of(scheduler: Any, state: DecodeState) -> KvSelector | None:
         len(plan.lookahead_token_ids),
         state.kept,
         scheduler.model_config.num_hidden_layers,
-        torch.from_numpy(must_keep_kv(plan, prompt_tokens)[:prefix]),
+        torch.from_numpy(plan.must_keep(prompt_tokens)[:prefix]),
         reports_mask=plan.report_kept,
     )

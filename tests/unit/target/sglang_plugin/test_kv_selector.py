@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from presift.core.kv_plan import KvPlan, must_keep_kv
+from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.core.spans import Span
 
@@ -49,7 +49,7 @@ class Task:
 
     def selector(self) -> kv_selector.KvSelector:
         first_row = self.prompt_tokens - 1 - self.policy.window
-        kept = must_keep_kv(KvPlan(self.policy, self.protected), self.prompt_tokens)
+        kept = KvPlan(self.policy, self.protected).must_keep(self.prompt_tokens)
         return kv_selector.KvSelector(
             self.policy,
             self.prompt_tokens,

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from presift.core.kv_plan import KvPlan, must_keep_kv  # noqa: E402 - the plugin needs torch
+from presift.core.kv_plan import KvPlan  # noqa: E402 - the plugin needs torch
 from presift.core.policies import KvSelection, SpecKv  # noqa: E402
 from presift.core.spans import Span  # noqa: E402
 from presift.target.sglang_plugin import renewals  # noqa: E402
@@ -164,7 +164,7 @@ def test_what_is_selected_is_the_prompts_share_and_all_that_follows() -> None:
     policy = chosen.plan.policy
     assert (policy.capacity, policy.window, policy.renews) == (KEPT + 7, WINDOW, False)
     assert policy.selection is KvSelection.TARGET_LOOKAHEAD
-    must = must_keep_kv(chosen.plan, len(tokens))
+    must = chosen.plan.must_keep(len(tokens))
     assert must.nonzero()[0].tolist() == [1, 2, *range(PROMPT - 1, PROMPT + 6)]
 
 
