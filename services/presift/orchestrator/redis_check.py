@@ -11,7 +11,7 @@ from presift.cache.redis_store import RedisStore
 from presift.cache.store import CacheLimits
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.admission.concurrency_limit import RedisConcurrencyLimit
-from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
+from presift.orchestrator.admission.token_rate_limit import RedisTokenRateLimit
 
 # The longest wait for one answer.
 CHECK_S = 3.0
@@ -76,7 +76,7 @@ async def _refusal(redis: RedisClient, *, has_limits: bool) -> InvalidRequest | 
     checks = {"the cache's commands": store.check, "the cache's scripts": RedisBuildLock(store).check}
     checks["redirections"] = redis.check_redirections
     if has_limits:
-        checks["the scripts of tokens_per_minute"] = TokenRateLimit(redis).check
+        checks["the scripts of tokens_per_minute"] = RedisTokenRateLimit(redis).check
         checks["the scripts of concurrency"] = RedisConcurrencyLimit(redis).check
     for what, check in checks.items():
         try:

@@ -9,7 +9,7 @@ from presift.cache.redis_client import RedisClient
 from presift.cache.store import CacheLimits
 from presift.orchestrator.admission.concurrency_limit import RedisConcurrencyLimit
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
-from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
+from presift.orchestrator.admission.token_rate_limit import RedisTokenRateLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,5 +32,5 @@ def open_usage_limits(url: str, timeout_s: float, on_failure: FailureMode) -> Us
     # Its own connections and its own circuit breaker: a slow cache must not make usage unavailable.
     # Its failures are logged by the quotas, with what they mean for callers.
     redis = RedisClient(url, CacheLimits(), logging.DEBUG)
-    quotas = Quotas(TokenRateLimit(redis, timeout_s), RedisConcurrencyLimit(redis, timeout_s), on_failure)
+    quotas = Quotas(RedisTokenRateLimit(redis, timeout_s), RedisConcurrencyLimit(redis, timeout_s), on_failure)
     return UsageLimits(quotas, redis)

@@ -23,7 +23,7 @@ from presift.core.errors import (
     TargetUnavailable,
 )
 from presift.orchestrator.admission.concurrency_limit import ConcurrencyLimit, MemoryConcurrencyLimit
-from presift.orchestrator.admission.token_rate_limit import WINDOW_S, TokenRateLimit
+from presift.orchestrator.admission.token_rate_limit import WINDOW_S, MemoryTokenRateLimit, TokenRateLimit
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.telemetry.metrics import count
 
@@ -120,7 +120,7 @@ class Quotas:
         concurrency: ConcurrencyLimit | None = None,
         on_failure: FailureMode = FailureMode.OPEN,
     ) -> None:
-        self._rate = TokenRateLimit() if rate is None else rate
+        self._rate = MemoryTokenRateLimit() if rate is None else rate
         self._concurrency = MemoryConcurrencyLimit() if concurrency is None else concurrency
         self._on_failure = on_failure
         self._releases: set[asyncio.Task[None]] = set()

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import floor
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
@@ -47,20 +47,11 @@ return tokens
 _MOVE = "redis.call('set', KEYS[1], 0, 'PX', 1000) return redis.call('rename', KEYS[1], KEYS[2])"
 
 
-class TokenRateLimit:
-    """Without `redis` it counts in this process, by `clock` (monotonic, in seconds).
-
-    Raises CacheUnavailable if Redis does not answer in `timeout_s`.
-    """
-
-    def __init__(
-        self, redis: RedisClient | None = None, timeout_s: float = 0.25, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._counts = _MemoryCounts(clock) if redis is None else _RedisCounts(redis, timeout_s)
+class TokenRateLimit(Protocol):
+    """Raises CacheUnavailable if the count is unavailable."""
 
     async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
         """Take tokens: None if they were taken, else how many are left. `limit`: tokens per minute."""
-        return await self._counts.take(tenant, tokens, limit)
 
     async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float = 0.0) -> None:
         """Return unused tokens that were taken `age_s` seconds ago, at most a minute.
@@ -68,17 +59,13 @@ class TokenRateLimit:
         They return to the minute of the clock in which they were taken. In the next one they count less and less, so
         that a tenant that returned them to that one would get more than its limit.
         """
-        await self._counts.give_back(tenant, tokens, limit, age_s)
-
-    async def check(self, timeout_s: float) -> None:
-        """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
-        await self._counts.check(timeout_s)
 
 
-class _MemoryCounts:
-    """The tokens of the current minute count in full; those of the one before by the share of it in the window."""
+class MemoryTokenRateLimit:
+    """For one orchestrator, by `clock` (monotonic, in seconds). The tokens of the current minute count in full; those
+    of the one before by the share of it in the window."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._minute = 0.0
         self._before: Counter[str] = Counter()
@@ -91,14 +78,11 @@ class _MemoryCounts:
         self._current[tenant] += tokens
         return None
 
-    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float = 0.0) -> None:
         self._used(tenant)  # begins the current minute
         before = min(tokens, self._before[tenant]) if age_s > self._clock() % WINDOW_S else 0
         self._before[tenant] -= before
         self._current[tenant] -= tokens - before
-
-    async def check(self, timeout_s: float) -> None:
-        return None
 
     def _used(self, tenant: str) -> int:
         minute, since_s = divmod(self._clock(), WINDOW_S)
@@ -108,8 +92,10 @@ class _MemoryCounts:
         return floor(self._before[tenant] * (1 - since_s / WINDOW_S) + self._current[tenant])
 
 
-class _RedisCounts:
-    def __init__(self, redis: RedisClient, timeout_s: float) -> None:
+class RedisTokenRateLimit:
+    """Over `redis`, which its owner closes. An answer takes at most `timeout_s`."""
+
+    def __init__(self, redis: RedisClient, timeout_s: float = 0.25) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
         self._limiter = SlidingWindowCounterRateLimiter(_Storage(redis))
@@ -124,17 +110,18 @@ class _RedisCounts:
 
         return await self._run(hit)
 
-    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float) -> None:
+    async def give_back(self, tenant: str, tokens: int, limit: int, age_s: float = 0.0) -> None:
         arguments = (round(WINDOW_S * 1000), tokens, round(age_s * 1000))
         await self._redis.execute(
             "EVAL", _GIVE_BACK, 2, *_counters(tenant, limit), *arguments, timeout_s=self._timeout_s
         )
 
     async def check(self, timeout_s: float) -> None:
-        checked, tenant = _RedisCounts(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
+        """Take and return tokens of a tenant that does not exist. Raises CacheUnavailable."""
+        checked, tenant = RedisTokenRateLimit(self._redis, timeout_s), f"check:{secrets.token_hex(16)}"
         for _ in range(2):  # the second time nothing is left, and the library's other script runs
             await checked.take(tenant, 1, 1)
-        await checked.give_back(tenant, 1, 1, 0.0)
+        await checked.give_back(tenant, 1, 1)
         # What the library's script does only when a minute has passed.
         await self._redis.execute("EVAL", _MOVE, 2, *reversed(_counters(tenant, 1)), timeout_s=timeout_s)
 

@@ -10,7 +10,7 @@ from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, TargetUnavailable
 from presift.orchestrator.admission import quotas as quotas_module
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
-from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
+from presift.orchestrator.admission.token_rate_limit import MemoryTokenRateLimit
 from presift.orchestrator.domain.caller import TenantLimits
 
 LIMITS = TenantLimits(tokens_per_minute=100)
@@ -137,7 +137,7 @@ async def test_an_estimate_that_is_too_high_is_corrected_while_the_request_runs(
     assert await left(quotas) == 85
 
 
-class SlowToReturn(TokenRateLimit):
+class SlowToReturn(MemoryTokenRateLimit):
     """Returns tokens once `answers` is set, as a Redis that is slow."""
 
     def __init__(self):
@@ -255,11 +255,10 @@ async def test_concurrent_requests_are_limited():
     assert not quotas._concurrency._held
 
 
-class UnavailableRedis(TokenRateLimit):
+class UnavailableRedis:
     """A Redis that does not answer, or refuses with `code`."""
 
     def __init__(self, code=""):
-        super().__init__()
         self.code = code
 
     async def take(self, *arguments):

@@ -5,7 +5,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from presift.orchestrator.admission.token_rate_limit import TokenRateLimit
+from presift.orchestrator.admission.token_rate_limit import MemoryTokenRateLimit
 
 LIMIT = 100
 
@@ -19,7 +19,7 @@ class Clock:
 
 async def test_a_step_of_the_hosts_clock_neither_ends_nor_prolongs_a_minute(monkeypatch):
     clock, wall_s = Clock(), time.time()
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     monkeypatch.setattr(time, "time", lambda: wall_s)
     assert await rate.take("acme", LIMIT, LIMIT) is None
     for step_s in (3600, -7200):
@@ -32,7 +32,7 @@ async def test_a_step_of_the_hosts_clock_neither_ends_nor_prolongs_a_minute(monk
 async def test_tokens_of_a_minute_ago_count_by_their_share_of_the_window():
     clock = Clock()
     clock.now_s = 60_000.0  # a minute begins
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     assert await rate.take("acme", 80, LIMIT) is None
     assert await rate.take("acme", 21, LIMIT) == 20 and await rate.take("other", 21, LIMIT) is None
     clock.now_s += 60 + 15  # three quarters of them: 60
@@ -45,7 +45,7 @@ async def test_tokens_return_to_the_minute_in_which_they_were_taken():
     """Returned to the next one, they would be its tenant's a second time."""
     clock = Clock()
     clock.now_s = 60_000.0 + 59
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     assert await rate.take("acme", 90, LIMIT) is None
     clock.now_s += 2
     await rate.give_back("acme", 80, LIMIT, 2.0)
@@ -60,7 +60,7 @@ async def test_tokens_return_to_the_minute_in_which_they_were_taken():
 async def test_with_returns_too_no_minute_of_the_clock_has_more_than_the_limit(calls):
     """Calls of a tenant, one after the other: (seconds before it, tokens taken, seconds, share returned)."""
     clock, used = Clock(), {}
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     for later_s, tokens, lasts_s, share in calls:
         clock.now_s += later_s
         minute = clock.now_s // 60
@@ -75,7 +75,7 @@ async def test_with_returns_too_no_minute_of_the_clock_has_more_than_the_limit(c
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, LIMIT)), max_size=30))
 async def test_no_minute_of_the_clock_has_more_than_the_limit(calls):
     clock, taken = Clock(), {}
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     for later_s, tokens in calls:
         clock.now_s += later_s
         minute = clock.now_s // 60
@@ -87,8 +87,8 @@ async def test_no_minute_of_the_clock_has_more_than_the_limit(calls):
 
 async def test_a_tenant_that_is_gone_is_forgotten():
     clock = Clock()
-    rate = TokenRateLimit(clock=clock)
+    rate = MemoryTokenRateLimit(clock=clock)
     for number in range(100):
         await rate.take(f"tenant {number}", 1, LIMIT)
         clock.now_s += 60
-    assert len(rate._counts._before) + len(rate._counts._current) <= 4
+    assert len(rate._before) + len(rate._current) <= 4
