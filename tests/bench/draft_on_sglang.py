@@ -24,7 +24,7 @@ from presift.models.torchvision_ops import declare_missing
 from presift.target.sglang import processes
 from presift.target.sglang.arguments import SglangOptions, server_arguments, set_environment
 from presift.target.sglang.engine import SglangEngine
-from presift.target.sglang.processes import Prepared
+from presift.target.sglang.processes import ChildFunction
 
 KEY = "presift_draft_bench"
 
@@ -56,7 +56,7 @@ class DraftEngine(SglangEngine):
         override: dict[str, Any] = {"disable_overlap_schedule": True}
         if self._layers is not None:
             override["json_model_override_args"] = _first_layers(self)
-        with mock.patch.object(processes, "Prepared", _prepared):
+        with mock.patch.object(processes, "ChildFunction", _child_function):
             return processes.launch(server_arguments(self._options) | override)
 
 
@@ -68,9 +68,9 @@ def _first_layers(engine: DraftEngine) -> str:
     return json.dumps(override)
 
 
-def _prepared(module: str, function: str) -> Prepared:
+def _child_function(module: str, function: str) -> ChildFunction:
     """The scheduler process begins in this module, so that it has the hooks."""
-    return Prepared(__name__ if function == "run_scheduler" else module, function)
+    return ChildFunction(__name__ if function == "run_scheduler" else module, function)
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from presift.orchestrator.pipeline.parts import Parts
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
-from presift.orchestrator.planning.request_context import RequestReader
+from presift.orchestrator.planning.request_context import PromptReader
 from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
 from presift.v1 import plan_pb2
@@ -136,8 +136,8 @@ FAULTS = {
     ),
     "selections are not kept": Fault("SelectionStore", lambda _: SelectionStore(0), continues),
     "reader and guard have different gates": Fault(
-        "RequestReader",
-        lambda *parts, gate, **named: RequestReader(*parts, gate=QualityGate(Thresholds()), **named),
+        "PromptReader",
+        lambda *parts, gate, **named: PromptReader(*parts, gate=QualityGate(Thresholds()), **named),
         switches_off,
         {"sampler": Sampler(1.0), "thresholds": Thresholds(least_samples=3, window=6)},
     ),

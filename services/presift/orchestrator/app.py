@@ -35,7 +35,7 @@ from presift.orchestrator.planning.conversations import SelectionStore
 from presift.orchestrator.planning.draft_stage import DraftStage
 from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.prefill import Prefiller
-from presift.orchestrator.planning.request_context import RequestReader
+from presift.orchestrator.planning.request_context import PromptReader
 from presift.orchestrator.prompt.loader import load_bridge, load_tokenizer
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
@@ -127,7 +127,7 @@ def wire(edges: Edges, tuning: Tuning) -> App:
     scorer = draft if bridge is None else CrossVocabularyDraft(draft, bridge, edges.tokenizer.limit)
     compressor = Compressor(scorer, edges.store, edges.lock, draft_timeout_s=tuning.draft_timeout_s)
     gate = QualityGate(tuning.thresholds)
-    reader = RequestReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, target=target)
+    reader = PromptReader(edges.tokenizer, models, tuning.policies, estimator, gate=gate, target=target)
     prefiller = Prefiller(target) if tuning.prefills else None
     draft_stage, selections = DraftStage(models, compressor, prefiller), SelectionStore(tuning.selection_memory_bytes)
     planner = Planner(

@@ -10,7 +10,7 @@ from presift.cli.planning.report import Plan
 from presift.cli.planning.route_table import defaults_for
 from presift.cli.planning.shapes import Shape, shape_of
 from presift.cli.planning.sizing import Limits, Sizes, sizes
-from presift.cli.planning.workload import RequestOptions, Workload, demands
+from presift.cli.planning.workload import RequestOptions, Workload, length_work
 from presift.core.errors import InvalidRequest, PresiftError
 from presift.core.plan import Route
 from presift.orchestrator.config.overrides import EffectiveDefaults
@@ -62,7 +62,7 @@ def plan(inputs: PlanInputs, learned: StageCosts | None = None) -> Plan:
     draft_device.kv_pool_tokens(draft_shape)  # raises if the draft does not fit
     limits = Limits(_kv_pool_tokens(inputs), inputs.max_running, inputs.utilisation)
     speeds = learned or speeds_of(inputs.draft, inputs.target, inputs.measured)
-    requests = demands(workload, inputs.options, speeds, _defaults)
+    requests = length_work(workload, inputs.options, speeds, _defaults)
     without, why_not = _in_full(inputs, speeds, limits)
     return Plan(
         workload=workload,
@@ -88,7 +88,7 @@ def _kv_pool_tokens(inputs: PlanInputs) -> int:
 def _in_full(inputs: PlanInputs, speeds: StageCosts, limits: Limits) -> tuple[Sizes | None, str]:
     """What the load needs if every prompt is read in full, or why that is impossible."""
     try:
-        requests = demands(inputs.workload, replace(inputs.options, route=Route.FULL), speeds, _defaults)
+        requests = length_work(inputs.workload, replace(inputs.options, route=Route.FULL), speeds, _defaults)
         if any(each.route is not Route.FULL for each in requests):
             return None, "it does not fit the context"
         return sizes(inputs.workload, requests, speeds, limits), ""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from presift.cli.planning.shapes import Shape
 from presift.cli.planning.sizing import ANSWER_TOKEN_MS, PROMPT_TOKEN_MS, REQUEST_MS, Limits, RoleSize, Sizes
-from presift.cli.planning.workload import Demand, Workload
+from presift.cli.planning.workload import LengthWork, Workload
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts, TokenWork
 
 
@@ -24,7 +24,7 @@ class Plan:
     limits: Limits
     target: Shape
     speeds: StageCosts
-    requests: tuple[Demand, ...]
+    requests: tuple[LengthWork, ...]
     with_presift: Sizes
     without: Sizes | None
     why_not: str
@@ -88,7 +88,7 @@ def _held_tokens(sizes: Sizes) -> float:
     return sizes.targets.kv_tokens * sizes.targets.size.replicas
 
 
-def _lengths(requests: Sequence[Demand]) -> Table:
+def _lengths(requests: Sequence[LengthWork]) -> Table:
     headings = ("prompt", "share", "route", "read", "KV held", "draft s", "target s", "TTFT s, idle system")
     table = Table(*headings, box=None)
     for each in requests:

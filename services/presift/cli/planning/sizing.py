@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from presift.cli.planning import queueing
-from presift.cli.planning.workload import Demand, Workload, weighted_mean
+from presift.cli.planning.workload import LengthWork, Workload, weighted_mean
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.routing.cost_model import StageCosts
 
@@ -73,18 +73,18 @@ class Sizes:
     orchestrators: RoleSize
 
 
-def sizes(workload: Workload, demands: Sequence[Demand], speeds: StageCosts, limits: Limits) -> Sizes:
+def sizes(workload: Workload, work: Sequence[LengthWork], speeds: StageCosts, limits: Limits) -> Sizes:
     """The replicas that this load needs. Raises InvalidRequest if a single request exceeds a target's KV pool."""
     return Sizes(
-        drafts(workload, demands, limits),
-        targets(workload, demands, speeds, limits),
-        orchestrators(workload, demands, limits),
+        drafts(workload, work, limits),
+        targets(workload, work, speeds, limits),
+        orchestrators(workload, work, limits),
     )
 
 
-def drafts(workload: Workload, demands: Sequence[Demand], limits: Limits) -> RoleSize:
+def drafts(workload: Workload, work: Sequence[LengthWork], limits: Limits) -> RoleSize:
     """The drafts needed; no replicas if nothing is compressed."""
-    drafting = [(each.draft_s, each.share) for each in demands if each.draft_s > 0]
+    drafting = [(each.draft_s, each.share) for each in work if each.draft_s > 0]
     rate = workload.rate * sum(share for _, share in drafting) * (1 - workload.cache_hits)
     mean_s, scv = queueing.spread(drafting)
     if not rate * mean_s:
@@ -94,9 +94,9 @@ def drafts(workload: Workload, demands: Sequence[Demand], limits: Limits) -> Rol
     return RoleSize(replicas, rate * mean_s / replicas, "time", wait_s)
 
 
-def targets(workload: Workload, demands: Sequence[Demand], speeds: StageCosts, limits: Limits) -> TargetSize:
+def targets(workload: Workload, work: Sequence[LengthWork], speeds: StageCosts, limits: Limits) -> TargetSize:
     """The fewest targets within the limits of utilisation, concurrent requests and KV."""
-    most_tokens = max(each.peak_tokens for each in demands) + workload.answer_tokens
+    most_tokens = max(each.peak_tokens for each in work) + workload.answer_tokens
     if most_tokens > limits.kv_pool_tokens:
         limit = f"at least {most_tokens}, the KV tokens of one request"
         raise InvalidRequest("kv_pool_tokens", limits.kv_pool_tokens, limit)
@@ -106,10 +106,10 @@ def targets(workload: Workload, demands: Sequence[Demand], speeds: StageCosts, l
         "KV memory": lambda one: one.kv_tokens <= limits.kv_pool_tokens * limits.utilisation,
     }
     fewest = {
-        name: _fewest(lambda count: load_per_target(count, workload, demands, speeds), bounds[name]) for name in bounds
+        name: _fewest(lambda count: load_per_target(count, workload, work, speeds), bounds[name]) for name in bounds
     }
     bound_by = max(fewest, key=lambda name: fewest[name])
-    return load_per_target(fewest[bound_by], workload, demands, speeds, bound_by)
+    return load_per_target(fewest[bound_by], workload, work, speeds, bound_by)
 
 
 def _fewest(size_of: Callable[[int], TargetSize], is_enough: Callable[[TargetSize], bool]) -> int:
@@ -127,13 +127,13 @@ def _fewest(size_of: Callable[[int], TargetSize], is_enough: Callable[[TargetSiz
 
 
 def load_per_target(
-    replicas: int, workload: Workload, demands: Sequence[Demand], speeds: StageCosts, bound_by: str = ""
+    replicas: int, workload: Workload, work: Sequence[LengthWork], speeds: StageCosts, bound_by: str = ""
 ) -> TargetSize:
     """The load of each of `replicas` targets; if they cannot keep up, everything but the utilisation is infinite."""
     rate, answer = workload.rate / replicas, workload.answer_tokens
-    reading = [(each.target_s, each.share) for each in demands]
+    reading = [(each.target_s, each.share) for each in work]
     read_s, scv = queueing.spread(reading)
-    held_tokens = weighted_mean(demands, lambda each: each.held_tokens) + answer / 2
+    held_tokens = weighted_mean(work, lambda each: each.held_tokens) + answer / 2
     step_s = speeds.decoding.call_ms / 1e3
     request_s = (speeds.target.token_ms + speeds.decoding.token_ms * held_tokens) / 1e3
     utilisation = rate * (read_s + answer * request_s)
@@ -141,7 +141,7 @@ def load_per_target(
         inf = float("inf")
         return TargetSize(RoleSize(replicas, utilisation, bound_by, inf), inf, inf, inf)
     decoding = rate * answer * step_s / (1 - utilisation)
-    reading_tokens = rate * weighted_mean(demands, lambda each: each.target_s * each.peak_tokens)
+    reading_tokens = rate * weighted_mean(work, lambda each: each.target_s * each.peak_tokens)
     wait_s = queueing.mean_wait_s(1, rate, read_s, scv)
     token_s = (step_s + decoding * request_s) / (1 - rate * read_s)
     return TargetSize(
@@ -149,9 +149,9 @@ def load_per_target(
     )
 
 
-def orchestrators(workload: Workload, demands: Sequence[Demand], limits: Limits) -> RoleSize:
+def orchestrators(workload: Workload, work: Sequence[LengthWork], limits: Limits) -> RoleSize:
     """The orchestrators needed, by processor time."""
-    tokens = weighted_mean(demands, lambda each: each.tokens)
+    tokens = weighted_mean(work, lambda each: each.tokens)
     request_s = (REQUEST_MS + PROMPT_TOKEN_MS * tokens + ANSWER_TOKEN_MS * workload.answer_tokens) / 1e3
     replicas = queueing.servers_for(workload.rate * request_s, limits.utilisation)
     return RoleSize(replicas, workload.rate * request_s / replicas, "time")

@@ -68,7 +68,7 @@ def mix_of(text: str) -> tuple[Length, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class LengthWork:
     """The work of requests of one length: seconds of a draft (0 if none is needed) and of a target until the first
     token, prompt tokens read, KV tokens held while reading (`peak_tokens`) and while decoding (`held_tokens`)."""
 
@@ -92,16 +92,16 @@ class RequestOptions:
     context_tokens: int = 131_072
 
 
-def demands(
+def length_work(
     workload: Workload, options: RequestOptions, speeds: StageCosts, defaults_for: Callable[[int], EffectiveDefaults]
-) -> tuple[Demand, ...]:
-    """The demand of each length of the mix. Raises PresiftError for a prompt that cannot be answered."""
-    return tuple(_demand(length, workload, options, speeds, defaults_for(length.tokens)) for length in workload.mix)
+) -> tuple[LengthWork, ...]:
+    """The work of each length of the mix. Raises PresiftError for a prompt that cannot be answered."""
+    return tuple(_work_of(length, workload, options, speeds, defaults_for(length.tokens)) for length in workload.mix)
 
 
-def _demand(
+def _work_of(
     length: Length, workload: Workload, options: RequestOptions, speeds: StageCosts, effective: EffectiveDefaults
-) -> Demand:
+) -> LengthWork:
     defaults = effective.defaults
     inputs = RoutingInputs(
         prompt_tokens=length.tokens,
@@ -119,7 +119,7 @@ def _demand(
     assert choice.forecast is not None
     work = choice.forecast
     scores_kv = choice.route in KV_DROPPING_ROUTES
-    return Demand(
+    return LengthWork(
         tokens=length.tokens,
         share=length.share,
         route=choice.route,
@@ -133,6 +133,6 @@ def _demand(
     )
 
 
-def weighted_mean(demands: Sequence[Demand], value: Callable[[Demand], float]) -> float:
+def weighted_mean(work: Sequence[LengthWork], value: Callable[[LengthWork], float]) -> float:
     """The mean of a value over all requests."""
-    return sum(each.share * value(each) for each in demands)
+    return sum(each.share * value(each) for each in work)

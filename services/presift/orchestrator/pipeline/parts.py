@@ -12,7 +12,7 @@ from presift.orchestrator.domain.ports import Target
 from presift.orchestrator.estimation.calibration import Calibration
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.planner import Planner
-from presift.orchestrator.planning.request_context import RequestReader
+from presift.orchestrator.planning.request_context import PromptReader
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
 from presift.rpc.client.answer_bytes import AnswerBytes
@@ -30,7 +30,7 @@ class Parts:
     tokenizing: Admission
     explaining: Admission
     reading_masks: Admission
-    reader: RequestReader
+    reader: PromptReader
     planner: Planner
     tokenizer: PromptTokenizer
     target: Target

@@ -120,7 +120,7 @@ class Pipeline:
         return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
 
     async def read(self, request: Request) -> TokenizedPrompt:
-        """The prompt's tokens, without an answer. Raises what `RequestReader.read` raises, and Overloaded as
+        """The prompt's tokens, without an answer. Raises what `PromptReader.read` raises, and Overloaded as
         `tokenizing` does."""
         cost = request_cost(request)
         cost = replace(cost, tokens=max(1, cost.prompt_tokens))

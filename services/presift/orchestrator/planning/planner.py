@@ -23,7 +23,7 @@ from presift.orchestrator.planning.plan_builder import (
     stored_selection,
     undrafted_plan,
 )
-from presift.orchestrator.planning.request_context import RequestContext, RequestReader
+from presift.orchestrator.planning.request_context import PromptReader, RequestContext
 from presift.orchestrator.routing.auto import less_lossy
 from presift.orchestrator.routing.candidates import candidates
 from presift.orchestrator.routing.choice import RouteChoice, RoutingInputs
@@ -39,7 +39,7 @@ class Planner:
 
     def __init__(
         self,
-        reader: RequestReader,
+        reader: PromptReader,
         *,
         draft_stage: DraftStage,
         estimator: CostEstimator,

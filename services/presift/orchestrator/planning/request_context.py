@@ -52,8 +52,9 @@ class RequestContext:
     arrived: float = 0.0
 
 
-class RequestReader:
-    """Turns requests into contexts. Knows no draft service and makes no decision but that of the replica."""
+class PromptReader:
+    """Reads prompts and makes the contexts of their requests. Knows no draft service, and makes no decision but that of
+    the replica."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Starts SGLang's engine so that each child process is prepared before it imports SGLang, and ends the children.
 
 SGLang spawns its scheduler and detokenizer as new interpreters, which import SGLang while they unpickle their target
-function and arguments. presift needs to run code before that. So the targets are `Prepared` values: unpickling one
+function and arguments. presift needs to run code before that. So the targets are `ChildFunction` values: unpickling one
 prepares the process, and the target is unpickled before the arguments.
 """
 
@@ -27,7 +27,7 @@ _SCHEDULER = "sglang::scheduler"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class ChildFunction:
     """A picklable call of `module.function` that makes SGLang importable in the process that unpickles it."""
 
     module: str
@@ -40,10 +40,10 @@ class Prepared:
         return getattr(importlib.import_module(self.module), self.function)(*args, **kwargs)
 
 
-def prepare(module: str, function: str) -> Prepared:
-    """Rebuild a Prepared in a child process, after making SGLang importable there."""
+def prepare(module: str, function: str) -> ChildFunction:
+    """Rebuild a ChildFunction in a child process, after making SGLang importable there."""
     declare_missing()
-    return Prepared(module, function)
+    return ChildFunction(module, function)
 
 
 def run_scheduler(*args: Any, **kwargs: Any) -> None:
@@ -74,13 +74,13 @@ def launch(arguments: dict[str, Any]) -> Any:
         from sglang.srt.entrypoints import engine as entrypoint  # noqa: PLC0415 - heavy, and only after declare_missing
 
         # The parent of the schedulers with data parallelism, which is no member of Engine.
-        entrypoint.run_data_parallel_controller_process = Prepared(
+        entrypoint.run_data_parallel_controller_process = ChildFunction(
             "sglang.srt.managers.data_parallel_controller", "run_data_parallel_controller_process"
         )
         members = {
-            "run_scheduler_process_func": staticmethod(Prepared(__name__, run_scheduler.__name__)),
+            "run_scheduler_process_func": staticmethod(ChildFunction(__name__, run_scheduler.__name__)),
             "run_detokenizer_process_func": staticmethod(
-                Prepared("sglang.srt.managers.detokenizer_manager", "run_detokenizer_process")
+                ChildFunction("sglang.srt.managers.detokenizer_manager", "run_detokenizer_process")
             ),
         }
         engine = type("PreparedEngine", (entrypoint.Engine,), members)(**arguments)

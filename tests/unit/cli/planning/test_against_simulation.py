@@ -7,7 +7,7 @@ import pytest
 
 from presift.cli.planning.queueing import mean_wait_s, spread
 from presift.cli.planning.sizing import load_per_target
-from presift.cli.planning.workload import Demand, Length, Workload
+from presift.cli.planning.workload import Length, LengthWork, Workload
 from presift.core.plan import Route
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
 
@@ -48,7 +48,7 @@ def test_concurrent_answers_of_a_target(rate):
         else:
             took = arrivals[next_one] - now
         now += took
-    asked = Demand(1000, 1.0, Route.FULL, 0.0, read_s, 1000, 1000, 1000, read_s)
+    asked = LengthWork(1000, 1.0, Route.FULL, 0.0, read_s, 1000, 1000, 1000, read_s)
     speeds = StageCosts(target=CostCurve(0, request_s * 1e3, 0), decoding=CostCurve(step_s * 1e3, 0, 0))
     one = load_per_target(1, Workload(rate, (Length(1000, 1.0),), answer), [asked], speeds)
     assert weighed / now == pytest.approx(one.decoding, rel=0.1)

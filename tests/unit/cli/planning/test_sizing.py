@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from presift.cli.planning.sizing import Limits, drafts, load_per_target, orchestrators, sizes, targets
-from presift.cli.planning.workload import Demand, Length, Workload, mix_of
+from presift.cli.planning.workload import Length, LengthWork, Workload, mix_of
 from presift.core.errors import InvalidRequest
 from presift.core.plan import Route
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
 
 # An answer token takes 0.1 ms whatever is held, plus a step of 20 ms.
 SPEEDS = StageCosts(target=CostCurve(0, 0.1, 0), decoding=CostCurve(20, 0, 0))
-FULL = Demand(1000, 1.0, Route.FULL, 0.0, 0.1, 1000, 1000, 1000, 0.1)
-COMPRESSED = Demand(10_000, 1.0, Route.SPEC_PC, 0.5, 0.05, 512, 512, 512, 0.55)
+FULL = LengthWork(1000, 1.0, Route.FULL, 0.0, 0.1, 1000, 1000, 1000, 0.1)
+COMPRESSED = LengthWork(10_000, 1.0, Route.SPEC_PC, 0.5, 0.05, 512, 512, 512, 0.55)
 LIMITS = Limits(kv_pool_tokens=100_000, max_running=1000)
 
 
@@ -80,8 +80,8 @@ def test_the_limit_that_decides_on_targets(limits, replicas, decides):
 
 
 RATES = st.floats(0.01, 500)
-DEMANDS = st.builds(
-    Demand,
+WORK = st.builds(
+    LengthWork,
     tokens=st.integers(1, 100_000),
     share=st.just(1.0),
     route=st.just(Route.SPEC_PC),
@@ -98,20 +98,20 @@ def replicas(found):
     return found.drafts.replicas, found.targets.size.replicas, found.orchestrators.replicas
 
 
-@given(RATES, st.floats(1, 10), DEMANDS)
+@given(RATES, st.floats(1, 10), WORK)
 def test_more_requests_never_need_fewer_replicas(rate, times, asked):
     few, many = (replicas(sizes(load(each), [asked], SPEEDS, LIMITS)) for each in (rate, rate * times))
     assert all(a <= b for a, b in zip(few, many, strict=True))
 
 
-@given(RATES, DEMANDS, st.floats(1, 5))
+@given(RATES, WORK, st.floats(1, 5))
 def test_longer_work_never_needs_fewer_replicas(rate, asked, times):
     longer = replace(asked, draft_s=asked.draft_s * times, target_s=asked.target_s * times)
     few, many = (replicas(sizes(load(rate), [each], SPEEDS, LIMITS)) for each in (asked, longer))
     assert all(a <= b for a, b in zip(few, many, strict=True))
 
 
-@given(RATES, DEMANDS, st.floats(0.2, 0.5), st.floats(0.5, 0.95))
+@given(RATES, WORK, st.floats(0.2, 0.5), st.floats(0.5, 0.95))
 def test_a_looser_limit_never_needs_more_replicas(rate, asked, tight, loose):
     few, many = (
         replicas(sizes(load(rate), [asked], SPEEDS, replace(LIMITS, utilisation=each))) for each in (loose, tight)
@@ -119,7 +119,7 @@ def test_a_looser_limit_never_needs_more_replicas(rate, asked, tight, loose):
     assert all(a <= b for a, b in zip(few, many, strict=True))
 
 
-@given(RATES, DEMANDS)
+@given(RATES, WORK)
 def test_all_limits_are_kept(rate, asked):
     found = sizes(load(rate), [asked], SPEEDS, LIMITS)
     assert found.drafts.utilisation <= 0.7 + 1e-6 and found.orchestrators.utilisation <= 0.7 + 1e-6
