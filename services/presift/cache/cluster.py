@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +22,7 @@ from presift.cache.one_server import NOT_PRIMARY
 from presift.cache.redis_url import RedisAddress
 from presift.cache.store import CacheLimits
 from presift.core.errors import InvalidRequest
+from presift.rpc.tasks import retrieve_error, start_detached
 
 # Codes after which the nodes are looked up again, as they are if a node does not answer.
 _OTHER_NODES = NOT_PRIMARY | {"CLUSTERDOWN", "MOVED", "ASK"}
@@ -136,11 +136,8 @@ class Cluster:
         """In a task that callers share and that outlives their timeouts."""
         if self._looking_up is None or self._looking_up.done():
             self._looked_up_s = time.monotonic()
-            # In its own context: it must not continue the trace of this request.
-            self._looking_up = asyncio.create_task(
-                self._find_nodes(), name="look the cluster's nodes up", context=contextvars.Context()
-            )
-            self._looking_up.add_done_callback(lambda task: task.cancelled() or task.exception())  # no caller may wait
+            self._looking_up = start_detached(self._find_nodes(), "look the cluster's nodes up")
+            self._looking_up.add_done_callback(retrieve_error)
         return self._looking_up
 
     async def _find_nodes(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 from presift.cache.redis_client import CacheUnavailable
+from presift.rpc.tasks import start_detached
 
 K = TypeVar("K", bound=Hashable)
 
@@ -28,8 +28,7 @@ class HeldLeases(Generic[K]):
     def add(self, lease: K) -> None:
         self._held[lease] = None
         if self._renewing is None:
-            # In its own context: it must not continue the trace of this request.
-            self._renewing = asyncio.create_task(self._run(), name="renew leases", context=contextvars.Context())
+            self._renewing = start_detached(self._run(), "renew leases")
 
     def discard(self, lease: K) -> None:
         """Stop renewing a lease."""

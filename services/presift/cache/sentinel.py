@@ -7,7 +7,6 @@ in use, and a Sentinel that hangs would use up each command's timeout, so that t
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from typing import Any
 
 from redis.asyncio.connection import Connection, SSLConnection
@@ -16,6 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from presift.cache.redis_url import RedisAddress
+from presift.rpc.tasks import retrieve_error, start_detached
 
 # The longest wait for one Sentinel, before the next one is asked.
 _SENTINEL_TIMEOUT_S = 0.5
@@ -44,9 +44,8 @@ class Primary:
         """
         if self._asking is None or self._asking.done():
             asking = self._sentinel.discover_master(self._service)
-            # In its own context: it must not continue the trace of this request.
-            self._asking = asyncio.create_task(asking, name="ask the Sentinels", context=contextvars.Context())
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may have no caller
+            self._asking = start_detached(asking, "ask the Sentinels")
+            self._asking.add_done_callback(retrieve_error)
         return await asyncio.shield(self._asking)
 
     async def aclose(self) -> None:

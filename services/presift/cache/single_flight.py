@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import InternalError
+from presift.rpc.tasks import retrieve_error
 
 T = TypeVar("T")
 
@@ -68,8 +69,7 @@ class SingleFlight(Generic[T]):
 
     def _finish(self, key: str, flight: _Flight[T], task: asyncio.Task[T]) -> None:
         self._forget(key, flight)
-        if not task.cancelled():
-            task.exception()  # marks it as retrieved, in case no caller waits
+        retrieve_error(task)
 
     def _forget(self, key: str, flight: _Flight[T]) -> None:
         if self._flights.get(key) is flight:

@@ -19,6 +19,7 @@ from presift.core.fair_queue import FairQueue
 from presift.core.service_time import ServiceTime
 from presift.draft.scorer import Cancel, Cancelled
 from presift.rpc.deadline import NO_DEADLINE, Deadline
+from presift.rpc.tasks import retrieve_error
 from presift.telemetry.tracing import span
 
 T = TypeVar("T")
@@ -150,8 +151,7 @@ class WorkQueue:
 
         def finished(done: asyncio.Future[T]) -> None:
             self._release(waiter)
-            if not done.cancelled():
-                done.exception()  # marks it as retrieved: a cancelled caller does not await it
+            retrieve_error(done)
 
         future.add_done_callback(finished)
         try:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
+from presift.rpc.tasks import retrieve_error
+
 # Bytes. Reading this much (thousands of chat parts) takes some 10 ms; starting a thread takes 0.2 ms.
 LARGE_BYTES = 2**15
 
@@ -33,6 +35,5 @@ async def in_thread(work: Callable[[], T]) -> T:
         while not working.done():
             with suppress(asyncio.CancelledError):  # a caller may leave after its deadline has passed
                 await asyncio.wait((working,))
-        if not working.cancelled():
-            working.exception()  # marks it as retrieved
+        retrieve_error(working)
         raise

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from presift.core.errors import PromptTooLong
 from presift.core.limits import MAX_PROMPT_TOKENS
 from presift.orchestrator.prompt.raw_tokens import text_of
+from presift.rpc.tasks import retrieve_error
 
 T = TypeVar("T")
 
@@ -51,8 +52,7 @@ class TokenizingLimit:
 
         def ended(task: asyncio.Task[T]) -> None:
             queue.leave(size)
-            if not task.cancelled():
-                task.exception()  # marks it as retrieved: a cancelled caller does not await it
+            retrieve_error(task)
 
         encoding.add_done_callback(ended)
         return await asyncio.shield(encoding)

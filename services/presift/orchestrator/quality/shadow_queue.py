@@ -7,7 +7,6 @@ if the queue is full. Nothing here affects callers.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 
 from presift.core.errors import PresiftError
 from presift.orchestrator.domain.background import background
+from presift.rpc.tasks import start_detached
 
 T = TypeVar("T")
 
@@ -91,8 +91,7 @@ class ShadowQueue(Generic[T]):
     def offer(self, item: T) -> None:
         """Queue the item; drop it if the queue is full."""
         if self._worker is None:
-            # In an empty context: otherwise all shadows would belong to the trace of the first request.
-            self._worker = asyncio.create_task(self._run(), name="shadows", context=contextvars.Context())
+            self._worker = start_detached(self._run(), "shadows")
         try:
             self._items.put_nowait(item)
         except asyncio.QueueFull:

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from presift.core.errors import Overloaded
 from presift.rpc.client.answer_bytes import AnswerPart, Drop, WaitingAnswer
+from presift.rpc.tasks import retrieve_error
 
 T = TypeVar("T")
 # Pieces -> the same content in fewer pieces.
@@ -134,8 +135,7 @@ async def buffered(
             buffer.end()
 
     reading = asyncio.create_task(run(), name="read ahead")
-    # Marks an error as retrieved, also if the consumer stopped early.
-    reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+    reading.add_done_callback(retrieve_error)
     try:
         with nullcontext() if held is None else held.open(drop) as buffer.answer:
             while (piece := await buffer.take()) is not None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
-from contextvars import Context
 from functools import partial
 from typing import Any, Generic
 
@@ -23,6 +22,7 @@ from presift.rpc.pool.replica import I, Replica, ReplicaStatus, S
 from presift.rpc.pool.resolver import Addresses, DnsName, StaticAddresses, resolve
 from presift.rpc.pool.retry import AttemptedReplicas, RetryBudget
 from presift.rpc.pool.service import Service
+from presift.rpc.tasks import start_detached
 from presift.telemetry.metrics import count
 
 RESOLVE_EVERY_S = 5.0
@@ -284,8 +284,7 @@ class ReplicaPool(Generic[S, I]):
 
 
 def _start(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
-    """Start a task in an empty context: it outlives the request that started it, and must not keep its trace."""
-    return asyncio.create_task(_restarted(work, name), name=name, context=Context())
+    return start_detached(_restarted(work, name), name)
 
 
 async def _restarted(work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
