@@ -215,7 +215,7 @@ FAULTS: tuple[Planted, ...] = (
         "a_refusal_is_logged_at_each_request",
         "A Redis that refuses is logged once, not at each request",
         "each success of another command ends the state",
-        f"{PRESIFT}/cache/trouble.py",
+        f"{PRESIFT}/cache/ongoing_failures.py",
         "< QUIET_S:",
         "< 0.0:",
         (

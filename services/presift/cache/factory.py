@@ -14,16 +14,20 @@ from presift.core.errors import InvalidRequest
 _SCHEMES = ("memory", "redis", "rediss", "unix", *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 
 
+def is_memory(url: str) -> bool:
+    """Whether a cache URL is memory://, so that nothing is shared with other processes."""
+    return _scheme_of(url) == "memory"
+
+
 def open_store(url: str, limits: CacheLimits | None = None, observe: CacheObserver = ignore, salt: str = "") -> Store:
     """The store at `url`, not yet connected; a server's values are authenticated with `salt`.
 
     Raises InvalidRequest, without the URL: it may contain a password.
     """
-    scheme = url.partition("://")[0].lower()
-    if scheme not in _SCHEMES:
+    if _scheme_of(url) not in _SCHEMES:
         raise InvalidRequest("cache_url", "an unknown scheme", f"one of {', '.join(_SCHEMES)}")
     limits = limits or CacheLimits()
-    if scheme == "memory":
+    if is_memory(url):
         return MemoryStore(limits, observe)
     return RedisStore(RedisClient(url, limits), limits, observe, salt)
 
@@ -33,3 +37,7 @@ def open_build_lock(store: Store, observe: CacheObserver = ignore, wait_s: float
     if not isinstance(store, RedisStore):
         return NoBuildLock()
     return RedisBuildLock(store, observe, wait_s)
+
+
+def _scheme_of(url: str) -> str:
+    return url.partition("://")[0].lower()

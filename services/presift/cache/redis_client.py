@@ -16,10 +16,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from presift.cache.cluster import Cluster
 from presift.cache.one_server import OneServer
+from presift.cache.ongoing_failures import QUIET_S, OngoingFailures
 from presift.cache.redis_url import read_redis_url
 from presift.cache.store import CacheLimits, Outcome
 from presift.cache.timeout import loop_aware_timeout
-from presift.cache.trouble import QUIET_S, Trouble
 from presift.rpc.circuit_breaker import BreakerState, CircuitBreaker
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class RedisClient:
         self.is_cluster = bool(address.nodes)
         self._servers = Cluster(address, limits) if self.is_cluster else OneServer(address, limits)
         self._breaker = CircuitBreaker(limits.rest_after_failures, limits.rest_s)
-        self._trouble = Trouble()
+        self._failures = OngoingFailures()
         self._log_level = log_level
         self._is_available = True
 
@@ -88,7 +88,7 @@ class RedisClient:
             self._breaker.record_success()
             # Any other refusal may last: the server is full, or a replica.
             self._is_available = code == WRONG_TYPE
-            if code != WRONG_TYPE and self._trouble.failed(code):
+            if code != WRONG_TYPE and self._failures.record_failure(code):
                 _log.log(self._log_level, "the cache server refuses commands: %s", code)
             await self._servers.recover(code, timeout_s)
             raise CacheUnavailable(Outcome.ERROR, code) from None
@@ -129,13 +129,13 @@ class RedisClient:
     def _record_success(self) -> None:
         self._is_available = True
         self._breaker.record_success()
-        if self._trouble.succeeded():
+        if self._failures.record_success():
             _log.log(self._log_level, "the cache server works again: no failure for %.0f s", QUIET_S)
 
     def _record_failure(self, error: Exception, code: str, began_s: float) -> None:
         self._is_available = False
         self._breaker.record_failure(began_s)
-        is_new = self._breaker.state is not BreakerState.CLOSED and self._trouble.failed(code)
+        is_new = self._breaker.state is not BreakerState.CLOSED and self._failures.record_failure(code)
         level = self._log_level if is_new else logging.DEBUG
         _log.log(level, "the cache server does not answer: %s", code or type(error.__cause__ or error).__name__)
 

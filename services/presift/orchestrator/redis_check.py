@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
+from presift.cache.factory import is_memory
 from presift.cache.redis_build_lock import RedisBuildLock
 from presift.cache.redis_client import CacheUnavailable, RedisClient
 from presift.cache.redis_store import RedisStore
@@ -49,7 +50,7 @@ async def check_redis(url: str, *, has_limits: bool) -> None:
     Raises InvalidRequest with the server's own code if it refuses something and tenants have limits; without limits it
     is logged, because a cache failure is only a miss.
     """
-    if url.partition("://")[0].lower() == "memory":
+    if is_memory(url):
         return
     redis = RedisClient(url, CacheLimits(), logging.DEBUG)
     try:

@@ -22,9 +22,9 @@ from presift.cache import codec
 from presift.cache.codec import decode, encode
 from presift.cache.embedded import embedded_cache
 from presift.cache.factory import open_store
+from presift.cache.ongoing_failures import QUIET_S, OngoingFailures
 from presift.cache.redis_store import RedisStore, redis_key
 from presift.cache.store import CacheLimits, Operation, Outcome, Store
-from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.masks import TokenMask
 from presift.core.plan import CompressedPrompt, ModelInfo
 
@@ -364,7 +364,7 @@ async def test_a_refusal_is_logged_once_with_its_code(
     now = [0.0]
     async with opened(f"unix://{valkey_path}", PATIENT) as cache:
         assert isinstance(cache.store, RedisStore)
-        cache.store.client._trouble = Trouble(lambda: now[0])
+        cache.store.client._failures = OngoingFailures(lambda: now[0])
         admin.config_set("maxmemory-policy", "noeviction")
         admin.config_set("maxmemory", 1)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from presift.cache.factory import is_memory
 from presift.cache.redis_client import RedisClient
 from presift.cache.store import CacheLimits
 from presift.orchestrator.admission.concurrency_limit import RedisConcurrencyLimit
@@ -27,7 +28,7 @@ class UsageLimits:
 
 def open_usage_limits(url: str, timeout_s: float, on_failure: FailureMode) -> UsageLimits:
     """Does not connect yet. Raises InvalidRequest, which does not quote the URL."""
-    if url.partition("://")[0].lower() == "memory":
+    if is_memory(url):
         return UsageLimits(Quotas(on_failure=on_failure))
     # Its own connections and its own circuit breaker: a slow cache must not make usage unavailable.
     # Its failures are logged by the quotas, with what they mean for callers.

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from typing import Any
 
+from presift.cache.ongoing_failures import QUIET_S, OngoingFailures
 from presift.cache.redis_client import CacheUnavailable
-from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.errors import (
     DraftUnavailable,
     InternalError,
@@ -124,7 +124,7 @@ class Quotas:
         self._concurrency = MemoryConcurrencyLimit() if concurrency is None else concurrency
         self._on_failure = on_failure
         self._releases: set[asyncio.Task[None]] = set()
-        self._trouble = Trouble()
+        self._failures = OngoingFailures()
 
     @property
     def running(self) -> int:
@@ -225,7 +225,7 @@ class Quotas:
 
     def _record_failure(self, code: str, field: str, limit: int) -> None:
         count("presift.limits.trouble", limit=field)
-        if self._trouble.failed(code):
+        if self._failures.record_failure(code):
             is_open = self._on_failure is FailureMode.OPEN
             effect = "tenant limits are not enforced" if is_open else "requests of tenants with limits are rejected"
             log.warning("%s: %s", f"Redis refuses to count usage ({code})" if code else "Redis does not answer", effect)
@@ -235,7 +235,7 @@ class Quotas:
             raise Overloaded(field, "unknown", limit, RETRY_S, text)
 
     def _record_success(self) -> None:
-        if self._trouble.succeeded():
+        if self._failures.record_success():
             log.warning("Redis has counted all usage for %.0f s: tenant limits are enforced", QUIET_S)
 
     async def _finish(self, release: Coroutine[Any, Any, None]) -> None:

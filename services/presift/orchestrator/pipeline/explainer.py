@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
-from presift.core.errors import DeadlineExceeded, InvalidRequest
+from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.domain.request import Request, TokenIds
 from presift.orchestrator.pipeline.parts import Parts
@@ -20,6 +20,12 @@ from presift.rpc.deadline import NO_DEADLINE, Deadline
 from presift.rpc.large_input import in_thread
 
 T = TypeVar("T")
+
+
+def check_explains(explains: bool) -> None:
+    """Raise PermissionDenied unless this server explains requests."""
+    if not explains:
+        raise PermissionDenied("Explain is disabled on this server (--no-explain)")
 
 
 class Explainer:

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from presift.cache.ongoing_failures import QUIET_S, OngoingFailures
 from presift.cache.redis_client import CacheUnavailable
 from presift.cache.store import Outcome
-from presift.cache.trouble import QUIET_S, Trouble
 from presift.core.errors import BudgetExceeded, InvalidRequest, Overloaded, TargetUnavailable
 from presift.orchestrator.admission import quotas as quotas_module
 from presift.orchestrator.admission.quotas import FailureMode, Quotas
@@ -275,7 +275,7 @@ class UnavailableRedis:
 )
 async def test_a_failure_is_logged_once_and_so_is_its_end(caplog, code, reason):
     quotas, now = Quotas(on_failure=FailureMode.OPEN), [0.0]
-    quotas._trouble = Trouble(lambda: now[0])
+    quotas._failures = OngoingFailures(lambda: now[0])
     working, failing = quotas._rate, UnavailableRedis(code)
 
     async def requests():

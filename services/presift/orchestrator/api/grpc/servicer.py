@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from presift.core.errors import PermissionDenied
 from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.grpc.forecasts import speed_to_wire
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
@@ -21,6 +20,7 @@ from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.config.reload import PolicySource
 from presift.orchestrator.domain.caller import Caller, current_caller, sees_whole_service
 from presift.orchestrator.pipeline.events import Event, held_bytes
+from presift.orchestrator.pipeline.explainer import check_explains
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail
 from presift.orchestrator.routing.decision import Decision
@@ -61,8 +61,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def Explain(self, request: orchestrator_pb2.ExplainRequest, context: Context) -> Any:
         """ExplainResponse, already serialized: as a message it takes ten times as much memory until it is read."""
-        if not self._explains:
-            raise PermissionDenied("Explain is disabled on this server (--no-explain)")
+        check_explains(self._explains)
         caller, salt = _caller(context), self._salt
         parsed = await in_thread_if_large(
             received_bytes.get(), lambda: explain_request_from_wire(request, caller, salt)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from presift.core.errors import DeadlineExceeded, PermissionDenied, PromptTooLong
+from presift.core.errors import DeadlineExceeded, PromptTooLong
 from presift.orchestrator.api.http.answers import Answers
 from presift.orchestrator.api.http.batches import NumberedEvent, answer_all
 from presift.orchestrator.api.http.completions import View
@@ -25,6 +25,7 @@ from presift.orchestrator.api.http.repeated_prompts import bytes_in_choice, chec
 from presift.orchestrator.api.http.sse import Reply, json_bytes
 from presift.orchestrator.domain.request import Request, Text
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
+from presift.orchestrator.pipeline.explainer import check_explains
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.orchestrator.planning.explain import Detail, Explanation
 from presift.orchestrator.prompt.raw_tokens import text_of
@@ -140,8 +141,7 @@ class Answering:
     async def _explain(
         self, reply: Reply, request: Request, detail: Detail, renderer: Renderer, deadline: Deadline
     ) -> None:
-        if not self._explains:
-            raise PermissionDenied("Explain is disabled on this server (--no-explain)")
+        check_explains(self._explains)
 
         def render(explanation: Explanation) -> tuple[bytes, str]:
             return json_bytes(renderer.explained(explanation)), decision_header(explanation.decision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.answering import Answering, Asked, Renderer
@@ -121,9 +120,7 @@ class CompletionEndpoints:
 
 def _prompts_in(body: Body) -> int:
     """The number of prompts of a batch, else 0."""
-    prompts: Any = body.prompt if isinstance(body, CompletionBody) else None
-    is_batch = isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], str | list)
-    return len(prompts) if is_batch else 0
+    return len(body.prompt) if isinstance(body, CompletionBody) and body.is_batch else 0
 
 
 def asked_of(body: Body, requests: tuple[Request, ...], renderer: Renderer) -> Asked:

@@ -102,9 +102,7 @@ def _answer_format(body: ChatBody, tools: tuple[str, ...]) -> AnswerFormat:
 def _completion_prompts(body: CompletionBody) -> tuple[Prompt, ...]:
     if body.presift.protected or body.presift.documents:
         raise InvalidRequest("presift.protected", "given", "left out: it refers to parts of messages")
-    prompt = body.prompt
-    is_list = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
-    prompts = prompt if is_list else [prompt]
+    prompts = body.prompt if body.is_batch else [body.prompt]
     if len(prompts) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"a list of {len(prompts)}", f"at most {MAX_PROMPTS} prompts")
     if len(prompts) > 1 and body.presift.protected_spans:

@@ -160,5 +160,11 @@ class CompletionBody(CommonBody):
     echo: bool = False
     logprobs: Logprobs = None
 
+    @property
+    def is_batch(self) -> bool:
+        """Whether `prompt` is a list of prompts."""
+        prompt = self.prompt
+        return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+
 
 Body = ChatBody | CompletionBody

@@ -1,4 +1,4 @@
-"""What a server refuses, as states: each begins with one log line and ends with one, however many requests it meets."""
+"""The failures of a server as states: each begins with one log line and ends with one, however many calls fail."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ from collections.abc import Callable
 QUIET_S = 60.0
 
 
-class Trouble:
+class OngoingFailures:
     """The reasons for which calls have failed within QUIET_S. `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen_s: dict[str, float] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._seen_s)
-
-    def failed(self, reason: str) -> bool:
+    def record_failure(self, reason: str) -> bool:
         """Record a failure; whether its reason is a new one."""
         is_new = reason not in self._seen_s
         self._seen_s[reason] = self._clock()
         return is_new
 
-    def succeeded(self) -> bool:
+    def record_success(self) -> bool:
         """Record a success; whether the last reason has just ended."""
         if not self._seen_s or self._clock() - max(self._seen_s.values()) < QUIET_S:
             return False
