@@ -12,7 +12,8 @@ import pytest
 
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import QueueLimits
-from presift.orchestrator.api.http import body, call, connections, server, sse
+from presift.orchestrator.api.http import body, call, connections, server
+from presift.orchestrator.api.http.reply import Reply
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.certificates import TlsFiles
@@ -566,7 +567,7 @@ async def test_a_response_is_complete_only_when_its_end_was_sent():
             raise TimeoutError
         sent.append(message)
 
-    reply = sse.Reply(send)
+    reply = Reply(send)
     async with reply.event_stream():
         await reply.send_event({})
         with pytest.raises(TimeoutError):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
-from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, requests, sse
+from presift.orchestrator.api.http import answering, body, chat_prompts, endpoints, reading, reply, requests
 from presift.orchestrator.api.http.schema import ChatBody, PartReference
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.pipeline.events import Delta
@@ -196,14 +196,14 @@ async def test_a_tenant_has_a_share_of_them(open_house, open_door):
 @pytest.mark.parametrize("tokens", [5, 0])
 async def test_a_long_prompt_that_comes_late_in_a_stream_is_rendered_in_another_thread(monkeypatch, tokens):
     """An event that shows nothing came before: half a character, or all of an answer that is not wanted."""
-    rendered, render = [], sse.Reply.event_lines
+    rendered, render = [], reply.Reply.event_lines
 
     def noting(reply, chunk):
         lines = render(reply, chunk)
         rendered.append((len(lines) >= LARGE_BYTES, threading.current_thread() is threading.main_thread()))
         return lines
 
-    monkeypatch.setattr(sse.Reply, "event_lines", noting)
+    monkeypatch.setattr(reply.Reply, "event_lines", noting)
     door = ScriptedDoor([decision(), Delta("", (97,)), Delta("a", (98,)), report()])
     await door.text("a" * LARGE_BYTES, echo=True, stream=True, max_tokens=tokens)
     assert [in_loop for is_large, in_loop in rendered if is_large] == [False]

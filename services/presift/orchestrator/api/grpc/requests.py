@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from presift.core.answer import AnswerFormat
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
@@ -35,11 +33,15 @@ def request_from_wire(message: orchestrator_pb2.GenerateRequest, caller: Caller,
     """The caller's request."""
     check_prompt(message.prompt)
     check_limits(message, SAMPLING)
-    wanted = _request(message, sampling_from_wire(message.sampling), caller, deployment_salt)
-    return replace(
-        wanted,
+    sampling, prompt = sampling_from_wire(message.sampling), prompt_from_wire(message.prompt)
+    return _request(
+        message,
+        prompt,
+        sampling,
+        caller,
+        deployment_salt,
         choices=message.choices if message.HasField("choices") else 1,
-        answer_format=_answer_format(message, wanted.prompt),
+        answer_format=_answer_format(message, prompt),
         has_default_length=not message.sampling.HasField("max_new_tokens"),
         migrate=message.migrate,
     )
@@ -64,18 +66,24 @@ def explain_request_from_wire(
     check_prompt(message.prompt)
     max_new_tokens = message.max_new_tokens if message.HasField("max_new_tokens") else None
     sampling = sampling_from_wire(target_pb2.Sampling(max_new_tokens=max_new_tokens))
-    wanted = _request(message, sampling, caller, deployment_salt)
-    return replace(wanted, has_default_length=max_new_tokens is None)
+    prompt, has_default_length = prompt_from_wire(message.prompt), max_new_tokens is None
+    return _request(message, prompt, sampling, caller, deployment_salt, has_default_length=has_default_length)
 
 
 def _request(
     message: orchestrator_pb2.GenerateRequest | orchestrator_pb2.ExplainRequest,
+    prompt: Prompt,
     sampling: Sampling,
     caller: Caller,
     deployment_salt: str,
+    *,
+    has_default_length: bool,
+    choices: int = 1,
+    answer_format: AnswerFormat | None = None,
+    migrate: bool = False,
 ) -> Request:
     return Request(
-        prompt=prompt_from_wire(message.prompt),
+        prompt=prompt,
         route=codec.route_from_wire(message.route),
         budget=budget_from_wire(message.budget),
         sampling=sampling,
@@ -83,6 +91,10 @@ def _request(
         tenant=caller.tenant,
         salt=caller.salt(deployment_salt),
         limits=caller.limits,
+        choices=choices,
+        answer_format=answer_format,
+        has_default_length=has_default_length,
+        migrate=migrate,
     )
 
 

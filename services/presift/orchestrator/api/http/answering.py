@@ -22,7 +22,7 @@ from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.presift_json import DECISION_HEADER, decision_header
 from presift.orchestrator.api.http.repeated_prompts import bytes_in_choice, check_repeated
-from presift.orchestrator.api.http.sse import Reply, json_bytes
+from presift.orchestrator.api.http.reply import Reply, json_bytes
 from presift.orchestrator.domain.request import Request, Text
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.explainer import check_explains

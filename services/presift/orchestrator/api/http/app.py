@@ -28,9 +28,9 @@ from presift.orchestrator.api.http.request_ids import HEADER as REQUEST_ID
 from presift.orchestrator.api.http.request_ids import RequestIds
 from presift.orchestrator.api.http.responses.endpoint import ResponsesEndpoint
 from presift.orchestrator.api.http.server import HttpOptions, HttpServer
-from presift.orchestrator.api.http.sse import COMPLETIONS, WireFormat
 from presift.orchestrator.api.http.tokenizing import TokenEndpoints
 from presift.orchestrator.api.http.translated import ChatAdapter
+from presift.orchestrator.api.http.wire_format import COMPLETIONS, WireFormat
 from presift.orchestrator.config.settings import OrchestratorSettings
 from presift.orchestrator.pipeline.pipeline import Pipeline
 from presift.rpc.server.server import GrpcServer

@@ -19,7 +19,8 @@ from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
 from presift.orchestrator.api.http.errors import ClientDisconnected
 from presift.orchestrator.api.http.hosts import AllowedHosts
-from presift.orchestrator.api.http.sse import COMPLETIONS, Reply, WireFormat, do_nothing, no_buffers
+from presift.orchestrator.api.http.reply import Reply, do_nothing, no_buffers
+from presift.orchestrator.api.http.wire_format import COMPLETIONS, WireFormat
 from presift.orchestrator.domain.caller import Caller
 from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.service_token import AUTHORIZATION
@@ -110,8 +111,8 @@ class CallHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.get("state", {})
-        reply = Reply(send, self.keepalive_s, state.get(DRAINED, no_buffers), state.get(ABORT, do_nothing))
-        reply.format = self.format
+        drained, abort = state.get(DRAINED, no_buffers), state.get(ABORT, do_nothing)
+        reply = Reply(send, self.keepalive_s, drained, abort, self.format)
         client = Client(receive, lambda: reply.is_ending)
         headers = Headers(scope=scope)
         with _request_span(scope["method"], self.route, headers, reply):

@@ -12,9 +12,9 @@ from presift.orchestrator.api.http.call import Call
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.reading import ReadBody
+from presift.orchestrator.api.http.reply import json_bytes
 from presift.orchestrator.api.http.requests import MAX_PROMPTS
 from presift.orchestrator.api.http.schema import Schema, validate
-from presift.orchestrator.api.http.sse import json_bytes
 from presift.orchestrator.api.http.translated import ChatAdapter
 from presift.orchestrator.api.http.translation import Translated, TranslatedNames
 from presift.orchestrator.domain.limits import TEXT

@@ -11,7 +11,7 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.answers import ReadPrompt
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.repeated_prompts import MAX_REPEATED_BYTES, bytes_in_choice, check_repeated
-from presift.orchestrator.api.http.sse import json_bytes
+from presift.orchestrator.api.http.reply import json_bytes
 from presift.orchestrator.api.http.text_completions import TextCompletion
 from presift.orchestrator.prompt.token_texts import TokenTexts
 

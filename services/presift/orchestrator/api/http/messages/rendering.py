@@ -14,8 +14,8 @@ from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
 from presift.orchestrator.api.http.presift_json import presift_of_decision, presift_of_explanation
 from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
-from presift.orchestrator.api.http.sse import TypedEvents
 from presift.orchestrator.api.http.translated import SingleAnswer
+from presift.orchestrator.api.http.wire_format import TypedEvents
 from presift.orchestrator.pipeline.events import Delta, Event
 from presift.orchestrator.planning.explain import Explanation
 from presift.orchestrator.routing.decision import Decision

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 from starlette.types import Send
 
 from presift.core.errors import Overloaded, PresiftError
-from presift.orchestrator.api.http.errors import ErrorResponse, error_response
+from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
+from presift.orchestrator.api.http.wire_format import COMPLETIONS, WireFormat
 from presift.rpc.client.answer_bytes import WaitingAnswer
 
 # A whole response is handed to the connection in pieces of _PIECE_BYTES, as its client reads. Behind TLS asyncio would
@@ -27,36 +28,6 @@ _EVENT_HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
-
-
-class WireFormat:
-    """How an API writes events and errors: the way of OpenAI's completions."""
-
-    has_done: ClassVar[bool] = True
-
-    def event_name(self, event: Mapping[str, Any]) -> str:
-        """The name of an event, empty for none."""
-        return ""
-
-    def error_body(self, response: ErrorResponse) -> Mapping[str, Any]:
-        """Instead of an answer."""
-        return response.body
-
-    def error_events(self, response: ErrorResponse) -> Sequence[Mapping[str, Any]]:
-        """The last events of a stream that has failed."""
-        return [response.body]
-
-
-class TypedEvents(WireFormat):
-    """Events that are named by their `type`, the last of which ends a stream."""
-
-    has_done = False
-
-    def event_name(self, event: Mapping[str, Any]) -> str:
-        return str(event["type"])
-
-
-COMPLETIONS = WireFormat()
 
 
 def json_bytes(body: Mapping[str, Any]) -> bytes:
@@ -84,6 +55,7 @@ class Reply:
         keepalive_s: float | None = None,
         drained: Callable[[], Awaitable[None]] = no_buffers,
         abort: Callable[[], None] = do_nothing,
+        wire_format: WireFormat = COMPLETIONS,
     ) -> None:
         """After `keepalive_s` without output in a stream a comment is sent: proxies close silent connections. Never if
         it is None, because some clients cannot read comments. `drained` waits until the client has read all but what
@@ -98,7 +70,7 @@ class Reply:
         self._dropped: Overloaded | None = None
         self._headers: dict[str, str] = {}
         self.names: ParameterNames | None = None
-        self.format = COMPLETIONS
+        self.format = wire_format
         self.status = 0
         self.error = ""
         self.is_ending = False
