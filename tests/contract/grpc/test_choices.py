@@ -8,7 +8,7 @@ import pytest
 
 from presift.core.errors import Overloaded
 from presift.orchestrator.admission.admission import QueueLimits
-from presift.orchestrator.pipeline import choices as side_by_side
+from presift.orchestrator.pipeline import answer_streams
 from presift.v1 import plan_pb2
 
 from ..fakes.house import ALL_ROUTES, request
@@ -80,7 +80,7 @@ async def test_they_run_side_by_side(house):
 
 
 async def test_more_than_a_target_takes_run_in_turn(house, monkeypatch):
-    monkeypatch.setattr(side_by_side, "_AT_ONCE", 2)
+    monkeypatch.setattr(answer_streams, "_AT_ONCE", 2)
     house.target.pause_after = 1
     asked = asyncio.create_task(answers(house, [1, 2, 3], 5))
     await house.settle(lambda: house.target.running == 3)  # the first one, and two
@@ -92,7 +92,7 @@ async def test_more_than_a_target_takes_run_in_turn(house, monkeypatch):
 
 
 async def test_those_that_wait_for_their_turn_end_with_the_others(house, monkeypatch):
-    monkeypatch.setattr(side_by_side, "_AT_ONCE", 1)
+    monkeypatch.setattr(answer_streams, "_AT_ONCE", 1)
     house.target.pause_after = 1
     call = house.stub.Generate(request([1, 2, 3], choices=5))
     await house.settle(lambda: house.target.running == 2)

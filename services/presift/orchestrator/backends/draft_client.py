@@ -19,8 +19,8 @@ from presift.core.plan import ModelInfo
 from presift.core.policies import Policy
 from presift.core.spans import Span
 from presift.orchestrator.backends.affinity import key_of
-from presift.orchestrator.backends.draft_choice import DraftChoice, PrefixMemory
 from presift.orchestrator.backends.draft_codec import score_from_wire
+from presift.orchestrator.backends.draft_picker import DraftPicker, PrefixMemory
 from presift.orchestrator.backends.services import count_pick, draft_error, draft_pool, fetch_draft_info
 from presift.orchestrator.domain.ports import Score
 from presift.rpc import codec
@@ -67,7 +67,7 @@ class DraftClient:
         hedge_after_s: float | None = None,
     ) -> None:
         self._pool = draft_pool(address, max_message_bytes, peer)
-        self._choice = DraftChoice(memory)
+        self._picker = DraftPicker(memory)
         self._hedge_after_s = hedge_after_s
         self._quarantine = Quarantine()
 
@@ -148,12 +148,12 @@ class DraftClient:
 
     async def _chosen(self, drafts: Sequence[_Draft], call: _ScoreCall) -> draft_pb2.ScoreResponse:
         salt = call.request.cache_salt
-        draft, unread = self._choice.best(drafts, call.token_ids, salt)
+        draft, unread = self._picker.best(drafts, call.token_ids, salt)
         is_kept = unread < call.token_ids.size
         count_pick("draft", "failover" if call.tried.all else "prefix" if is_kept else "least_load")
-        with self._choice.reading(draft, unread):
+        with self._picker.reading(draft, unread):
             reply = await self._asked(draft, call)
-        self._choice.record(draft, call.token_ids, salt, reply.cached_tokens)
+        self._picker.record(draft, call.token_ids, salt, reply.cached_tokens)
         return reply
 
     async def _asked(self, draft: _Draft, call: _ScoreCall) -> draft_pb2.ScoreResponse:

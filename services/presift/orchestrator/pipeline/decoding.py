@@ -1,4 +1,4 @@
-"""One choice of an answer: the target's tokens become text, and its usage is learned from."""
+"""One answer of a request: the target's tokens become text, and its usage is learned from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from presift.telemetry.tracing import tracer
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Answer:
     """Answer `number` of a request, with a sampling and a detokenizer of its own."""
 
     number: int
@@ -34,7 +34,7 @@ class Choice:
     detokenizer: Detokenizer
 
     @classmethod
-    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> Choice:
+    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> Answer:
         sampling = sampling_of(request.sampling, number)
         detokenizer = Detokenizer(tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
         return cls(number, plan, request, sampling, detokenizer)
@@ -44,27 +44,27 @@ class Choice:
         """Whether another target may continue it."""
         return self.request.migrate and can_migrate(self.sampling, self.plan.kv_plan, self.request.answer_format)
 
-    def remainder(self, answer: Sequence[int]) -> Remainder | None:
-        """What to ask another target after the tokens of `answer`, all of which were decoded."""
+    def remainder(self, token_ids: Sequence[int]) -> Remainder | None:
+        """What to ask another target after these tokens of the answer, all of which were decoded."""
         # It would not find a stop string that begins in its prompt.
         if self.detokenizer.may_be_stopping:
             return None
-        return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, answer)
+        return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, token_ids)
 
 
 async def decoded(
-    choice: Choice, events: AsyncGenerator[AnswerDelta | Usage, None], parts: Parts, metrics: RequestMetrics
+    answer: Answer, events: AsyncGenerator[AnswerDelta | Usage, None], parts: Parts, metrics: RequestMetrics
 ) -> AsyncGenerator[Delta | Report, None]:
-    """The target's `events` of one choice, as the caller gets them. Closing the generator closes `events`.
+    """The target's `events` of one answer, as the caller gets them. Closing the generator closes `events`.
 
-    Only the first choice is learned from: the others find the prompt in the target's cache. Nothing is learned from an
+    Only the first answer is learned from: the others find the prompt in the target's cache. Nothing is learned from an
     answer of two targets.
     """
-    plan, detokenizer = choice.plan, choice.detokenizer
-    ttft_ms, answer, began = 0.0, list[int](), parts.estimator.now
+    plan, detokenizer = answer.plan, answer.detokenizer
+    ttft_ms, token_ids, began = 0.0, list[int](), parts.estimator.now
     # Not made current: the context of an async generator is that of its consumer.
     span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-    with span, parts.estimator.answering(plan, choice.sampling.max_new_tokens) as reading:
+    with span, parts.estimator.answering(plan, answer.sampling.max_new_tokens) as reading:
         async with aclosing(events):
             async for event in events:
                 now_ms = (time.perf_counter() - metrics.arrived) * 1000
@@ -74,21 +74,21 @@ async def decoded(
                     reading.done()
                     parts.planner.remember(plan)
                 if isinstance(event, Usage):
-                    metrics.record_answer(event, ttft_ms, now_ms, is_first=choice.number == 0)
-                    if choice.number == 0 and not event.migrated:
-                        tokens = tuple(answer)
+                    metrics.record_answer(event, ttft_ms, now_ms, is_first=answer.number == 0)
+                    if answer.number == 0 and not event.migrated:
+                        tokens = tuple(token_ids)
                         observed = AnswerObservation(
                             plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
                         )
                         parts.estimator.observe(observed)
-                        parts.guard.offer(plan, choice.sampling, choice.request.answer_format, tokens)
+                        parts.guard.offer(plan, answer.sampling, answer.request.answer_format, tokens)
                     if text := detokenizer.finish():
-                        yield Delta(text, (), choice=choice.number)
-                    warnings = plan.tokens.warnings + length_warnings(choice.request, event)
-                    yield Report(plan.decision, event, ttft_ms, now_ms, choice.number, warnings)
+                        yield Delta(text, (), choice=answer.number)
+                    warnings = plan.tokens.warnings + length_warnings(answer.request, event)
+                    yield Report(plan.decision, event, ttft_ms, now_ms, answer.number, warnings)
                 else:
-                    answer += event.token_ids
-                    yield _delta(event, detokenizer, choice.number)
+                    token_ids += event.token_ids
+                    yield _delta(event, detokenizer, answer.number)
 
 
 def _delta(delta: AnswerDelta, detokenizer: Detokenizer, choice: int) -> Delta:

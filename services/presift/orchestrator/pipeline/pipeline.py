@@ -24,8 +24,8 @@ from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.perf_model import LearnedCost
-from presift.orchestrator.pipeline.choices import Answer, side_by_side
-from presift.orchestrator.pipeline.decoding import Choice, decoded
+from presift.orchestrator.pipeline.answer_streams import AnswerStream, side_by_side
+from presift.orchestrator.pipeline.decoding import Answer, decoded
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.explainer import Explainer
 from presift.orchestrator.pipeline.parts import Parts
@@ -98,26 +98,26 @@ class Pipeline:
         metrics: RequestMetrics,
         until_last: AbstractContextManager[None],
     ) -> AsyncGenerator[Delta | Report, None]:
-        """All choices. `until_last` is entered when the target is asked, and left with the work: a caller who reads
+        """All answers. `until_last` is entered when the target is asked, and left with the work: a caller who reads
         slowly does not keep it."""
         metrics.record_target_call()
 
-        def answer(number: int) -> Answer:
-            choice = Choice.of(number, plan, request, self.parts.tokenizer)
+        def stream(number: int) -> AnswerStream:
+            answer = Answer.of(number, plan, request, self.parts.tokenizer)
             call = self.parts.target.generate(
                 plan.read_ids,
-                choice.sampling,
+                answer.sampling,
                 plan.tokens.salt,
                 deadline,
                 plan.kv_plan,
                 replica=plan.replica,
                 answer_format=request.answer_format,
-                remainder=choice.remainder if choice.migrates else None,
+                remainder=answer.remainder if answer.migrates else None,
             )
-            return Answer(decoded(choice, call.events(), self.parts, metrics), call.cancel)
+            return AnswerStream(decoded(answer, call.events(), self.parts, metrics), call.cancel)
 
         held = Held(partial(self.parts.answer_bytes.part, request.tenant), held_bytes)
-        return side_by_side([answer(number) for number in range(request.choices)], until_last, held)
+        return side_by_side([stream(number) for number in range(request.choices)], until_last, held)
 
     async def read(self, request: Request) -> TokenizedPrompt:
         """The prompt's tokens, without an answer. Raises what `PromptReader.read` raises, and Overloaded as

@@ -25,7 +25,7 @@ class PrefixMemory(Protocol):
     def record_read(self, target: str, hashes: Any, cached_tokens: int = 0) -> None: ...
 
 
-class DraftChoice:
+class DraftPicker:
     """Counts tokens, because a draft reads one prompt at a time and its time grows with them.
 
     Knows the prompts and replies of this process only. Drafts that have equally much to read are taken in the order in

@@ -18,7 +18,7 @@ _AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerStream:
     """One answer: its events, which begin when they are read, and what aborts it."""
 
     events: AsyncGenerator[Delta | Report, None]
@@ -26,7 +26,9 @@ class Answer:
 
 
 def side_by_side(
-    answers: Sequence[Answer], until_last: AbstractContextManager[object], held: Held[Delta | Report] | None = None
+    answers: Sequence[AnswerStream],
+    until_last: AbstractContextManager[object],
+    held: Held[Delta | Report] | None = None,
 ) -> AsyncGenerator[Delta | Report, None]:
     """The events of all answers, read as fast as the target produces them, however slowly the caller reads.
 
@@ -48,18 +50,18 @@ def side_by_side(
     return buffered(write, cancel, joined, held)
 
 
-async def _read(answer: Answer, put: Put) -> None:
+async def _read(answer: AnswerStream, put: Put) -> None:
     async with aclosing(answer.events) as events:
         async for event in events:
             put(event)
 
 
-async def _read_limited(answer: Answer, put: Put, slots: asyncio.Semaphore) -> None:
+async def _read_limited(answer: AnswerStream, put: Put, slots: asyncio.Semaphore) -> None:
     async with slots:
         await _read(answer, put)
 
 
-async def _read_all(answers: Sequence[Answer], put: Put, cancel: Callable[[], None]) -> None:
+async def _read_all(answers: Sequence[AnswerStream], put: Put, cancel: Callable[[], None]) -> None:
     """Each in a task that is never cancelled (see `stream_reader`): `cancel` ends them."""
     has_begun = asyncio.Event()
 
