@@ -46,8 +46,8 @@ class GenerateRequest:
 class Finished:
     """The last event. `completion_tokens` counts all generated tokens, including a stop token.
 
-    `kv_tokens`: KV tokens of the prompt during decoding. Five fields report on the `kv_plan`: `reused_entry`,
-    times in ms, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
+    `kv_tokens`: KV tokens of the prompt during decoding. With a `kv_plan`: `reused_entry`, `score_ms` and
+    `publish_ms`, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
     `reasoning_tokens` are those before the answer, 0 if unknown. `renewals` and `renewals_skipped`: how often KV was
     selected anew, and how often that was due and not done; `coverage` is then the last one, `coverage_min` the lowest.
     `accepted_tokens`: how many lookahead tokens began the answer. `kv_tokens_peak` and `kv_tokens_mean`: KV tokens of

@@ -73,13 +73,16 @@ class Draft(DraftScorer, Protocol):
 class Usage:
     """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
 
-    `replica` names the process that answered. The five fields before it concern routes that drop KV: whether the
-    compressed entry was found, the time to select and to copy, the share of the scoring queries' attention on the kept
-    pairs (None if nothing was scored), and the kept pairs, if requested and selected in this call. So do the last six,
-    as in TargetUsage: how often KV was selected anew, and was due to be but was not; the lookahead tokens that began
-    the answer; the KV tokens of prompt and answer over the decode steps, the most and the mean (0 without a KV plan);
-    and the lowest coverage of all selections. `migrated`: a second target continued the answer; the counts are those of
-    the whole answer, the rest is what the second target reported.
+    `replica` names the process that answered, `load` is its engine's last known load. `reasoning_tokens` are those
+    before the answer, 0 if unknown. `migrated`: a second target continued the answer; the counts are those of the whole
+    answer, the rest is what the second target reported.
+
+    On routes that drop KV: `reused_entry` says whether the compressed entry was found. `score_ms` and `publish_ms` are
+    the time to select and to copy. `coverage` is the share of the scoring queries' attention on the kept pairs (None if
+    nothing was scored), `coverage_min` the lowest of all selections. `kv_mask` are the kept pairs, if requested and
+    selected in this call. `renewals` and `renewals_skipped` count how often KV was selected anew, and was due to be but
+    was not; `accepted_tokens` the lookahead tokens that began the answer. `kv_tokens_peak` and `kv_tokens_mean` are the
+    KV tokens of prompt and answer over the decode steps, 0 without a KV plan.
     """
 
     prompt_tokens: int
