@@ -101,7 +101,7 @@ def _engines() -> Iterator[Row]:
         )
         yield _served(f"SGLang {version}", tests)
     condition = (
-        "KV is dropped if every hook and every name that presift uses is in place and the check at start passes; "
+        "KV is dropped if every hook and every name that it needs is in place and the check at start passes; "
         "a `seed` is refused if SGLang has renamed a function of its sampler; a target on a CPU does not start if "
         'SGLang has renamed how it enlarges weights; `GetInfo` says "(untested)"'
     )

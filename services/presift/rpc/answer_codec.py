@@ -22,18 +22,18 @@ _OPTIONAL = (
     *("repetition_penalty", "min_new_tokens", "top_logprobs"),
 )
 _FLAGS = ("ignore_eos", "prompt_logprobs", "keep_special_tokens")
-_CHOICES = WireEnum(ToolChoice, target_pb2.ToolChoice)
-_FINISH = WireEnum(FinishReason, target_pb2.FinishReason)
+_TOOL_CHOICES = WireEnum(ToolChoice, target_pb2.ToolChoice)
+_FINISH_REASONS = WireEnum(FinishReason, target_pb2.FinishReason)
 
 
 def finish_to_wire(reason: FinishReason) -> target_pb2.FinishReason:
-    wire: target_pb2.FinishReason = _FINISH.to_wire(reason)
+    wire: target_pb2.FinishReason = _FINISH_REASONS.to_wire(reason)
     return wire
 
 
 def finish_from_wire(reason: int) -> FinishReason:
     """A reason that we do not know is STOP: a newer target may have more."""
-    return _FINISH.known(reason) or FinishReason.STOP
+    return _FINISH_REASONS.known(reason) or FinishReason.STOP
 
 
 def sampling_from_wire(sampling: target_pb2.Sampling) -> Sampling:
@@ -64,7 +64,7 @@ def sampling_to_wire(sampling: Sampling) -> target_pb2.Sampling:
 
 def tool_choice_from_wire(choice: int) -> ToolChoice:
     """Raises InvalidRequest for an unknown number."""
-    return _CHOICES.from_wire(choice, "tool_choice") or ToolChoice.AUTO
+    return _TOOL_CHOICES.from_wire(choice, "tool_choice") or ToolChoice.AUTO
 
 
 def format_from_wire(wanted: target_pb2.AnswerFormat) -> AnswerFormat:
@@ -82,7 +82,7 @@ def format_from_wire(wanted: target_pb2.AnswerFormat) -> AnswerFormat:
 def format_to_wire(wanted: AnswerFormat) -> target_pb2.AnswerFormat:
     return target_pb2.AnswerFormat(
         tools_json=wanted.tools_json,
-        tool_choice=_CHOICES.to_wire(wanted.tool_choice),
+        tool_choice=_TOOL_CHOICES.to_wire(wanted.tool_choice),
         function=wanted.function,
         single_call=wanted.single_call,
         separate_reasoning=wanted.separate_reasoning,

@@ -1,4 +1,4 @@
-"""Enums and the protobuf enums that have the same names."""
+"""Maps enums to the protobuf enums with the same member names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ E = TypeVar("E", bound=Enum)
 class WireEnum(Generic[E]):
     """The members of `kind` and their numbers in the protobuf enum `wire`.
 
-    A protobuf name is the member's name after the prefix of all names. Raises ValueError for a member that has none.
+    A protobuf name is the enum's prefix and the member's name. Raises ValueError for a member without one.
     """
 
     def __init__(self, kind: type[E], wire: EnumTypeWrapper) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from presift.models.torchvision_ops import declare_missing
 from presift.target import sglang_plugin
@@ -30,9 +31,14 @@ def main() -> None:
 
     load_plugins()
     arguments = prepare_server_args(sys.argv[1:])
-    if arguments.device == "cpu":
-        divide_cores(arguments.tp_size * arguments.dp_size, os.environ)
+    ranks = arguments.tp_size * arguments.dp_size
+    if arguments.device == "cpu" and arguments.pp_size == 1 and ranks > _numa_nodes():
+        divide_cores(ranks, os.environ)
     run_server(arguments)
+
+
+def _numa_nodes() -> int:
+    return len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))
 
 
 if __name__ in {"__main__", "__mp_main__"}:

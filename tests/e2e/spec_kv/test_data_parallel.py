@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from presift.core.errors import TargetUnavailable
@@ -91,10 +92,15 @@ async def test_aborts_leave_no_slot_missing(start: Any, plan: Any, renewing: Any
 
 
 @pytest.mark.faults
-async def test_a_replica_that_is_killed_ends_what_runs(tiny_model: Callable[[str], Path], prompt: Any) -> None:
+async def test_a_replica_that_is_killed_ends_what_runs(
+    tiny_model: Callable[[str], Path], prompt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The engine sets it for all of this process.
+    monkeypatch.setenv("SGLANG_CPU_OMP_THREADS_BIND", "0|0")
     options = SglangOptions(
         resolve(str(tiny_model("tinyq"))), dtype="float32", kv_pool_tokens=POOL_TOKENS, threads=1, data_parallel=2
     )
+    others = processes.children()
     driver = Driver(SglangEngine(options))
     try:
         await driver.engine.start()
@@ -102,14 +108,16 @@ async def test_a_replica_that_is_killed_ends_what_runs(tiny_model: Callable[[str
             asyncio.create_task(driver.answer(prompt(400 + seed, 100), max_new_tokens=1500)) for seed in range(2)
         ]
         await asyncio.sleep(1)
-        first, second = scheduler_ids(processes.children())
-        os.kill(second, signal.SIGKILL)
+        replicas = scheduler_ids(processes.children() - others)
+        assert len(replicas) == 2
+        os.kill(replicas[1], signal.SIGKILL)
         async with asyncio.timeout(30):
             told = await asyncio.gather(*running, driver.engine.died(), return_exceptions=True)
         assert [type(each) for each in told] == [TargetUnavailable, TargetUnavailable, str]
         with pytest.raises(TargetUnavailable, match="a scheduler has ended"):
             await driver.answer(prompt(402, 100))
-        os.kill(first, 0)  # it runs until the engine is stopped
     finally:
         await driver.engine.stop()
-    assert not scheduler_ids(processes.children())
+    async with asyncio.timeout(30):
+        while any(map(psutil.pid_exists, replicas)):
+            await asyncio.sleep(0.1)

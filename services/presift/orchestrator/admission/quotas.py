@@ -82,7 +82,7 @@ class Quota:
         return tokens
 
     async def _reserve_up_to(self, tokens: int, limit: int) -> None:
-        """Reserve what is missing to `tokens` in all."""
+        """Raise the reservation to `tokens` if it is lower."""
         if self.age_s > WINDOW_S:
             self._reserved = 0
         more = tokens - self._reserved

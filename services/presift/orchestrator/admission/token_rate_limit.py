@@ -48,7 +48,7 @@ _MOVE = "redis.call('set', KEYS[1], 0, 'PX', 1000) return redis.call('rename', K
 
 
 class TokenRateLimit(Protocol):
-    """Raises CacheUnavailable if the count is unavailable."""
+    """Counts the tokens of tenants. Raises CacheUnavailable if the count is unavailable."""
 
     async def take(self, tenant: str, tokens: int, limit: int) -> int | None:
         """Take tokens: None if they were taken, else how many are left. `limit`: tokens per minute."""
@@ -93,7 +93,7 @@ class MemoryTokenRateLimit:
 
 
 class RedisTokenRateLimit:
-    """Over `redis`, which its owner closes. An answer takes at most `timeout_s`."""
+    """Over `redis`, which its owner closes. Each call takes at most `timeout_s`."""
 
     def __init__(self, redis: RedisClient, timeout_s: float = 0.25) -> None:
         self._redis = redis

@@ -24,7 +24,7 @@ from presift.telemetry.tracing import tracer
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DecodedAnswer:
     """Answer `number` of a request, with a sampling and a detokenizer of its own."""
 
     number: int
@@ -34,7 +34,7 @@ class Answer:
     detokenizer: Detokenizer
 
     @classmethod
-    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> Answer:
+    def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> DecodedAnswer:
         sampling = sampling_of(request.sampling, number)
         detokenizer = Detokenizer(tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
         return cls(number, plan, request, sampling, detokenizer)
@@ -53,7 +53,7 @@ class Answer:
 
 
 async def decoded(
-    answer: Answer, events: AsyncGenerator[AnswerDelta | Usage, None], parts: Parts, metrics: RequestMetrics
+    answer: DecodedAnswer, events: AsyncGenerator[AnswerDelta | Usage, None], parts: Parts, metrics: RequestMetrics
 ) -> AsyncGenerator[Delta | Report, None]:
     """The target's `events` of one answer, as the caller gets them. Closing the generator closes `events`.
 

@@ -25,7 +25,7 @@ from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
 from presift.orchestrator.estimation.perf_model import LearnedCost
 from presift.orchestrator.pipeline.answer_streams import AnswerStream, side_by_side
-from presift.orchestrator.pipeline.decoding import Answer, decoded
+from presift.orchestrator.pipeline.decoding import DecodedAnswer, decoded
 from presift.orchestrator.pipeline.events import Delta, Event, Report, held_bytes
 from presift.orchestrator.pipeline.explainer import Explainer
 from presift.orchestrator.pipeline.parts import Parts
@@ -103,7 +103,7 @@ class Pipeline:
         metrics.record_target_call()
 
         def stream(number: int) -> AnswerStream:
-            answer = Answer.of(number, plan, request, self.parts.tokenizer)
+            answer = DecodedAnswer.of(number, plan, request, self.parts.tokenizer)
             call = self.parts.target.generate(
                 plan.read_ids,
                 answer.sampling,

@@ -25,8 +25,8 @@ _COSTS = {
 }
 
 
-# The choice of each route, for AUTO and for a request that names the route, unless it names `full`. A function may
-# choose another route and say why.
+# The function that sizes each route, for AUTO and for a request that names it (but `full`). It may choose another route
+# and say why.
 ROUTES: dict[Route, Callable[[RoutingInputs], RouteChoice]] = {
     Route.FULL: whole_prompt,
     Route.SPEC_PC: spec_pc,

@@ -145,6 +145,9 @@ class SglangEngine(Engine):
         self._own_children = processes.children() - self._other_children
         # SGLang watches its own children, and with data parallelism the schedulers are children of another process.
         ids = processes.scheduler_ids(self._own_children)
+        expected = self._options.tensor_parallel * self._options.data_parallel
+        if len(ids) < expected:
+            log.warning("%d of %d schedulers are found and watched", len(ids), expected)
         self._schedulers = processes.ExitWatch(ids, lambda: self._set_failed("a scheduler has ended"))
         self._manager = engine.tokenizer_manager
         # Like `auto_create_handle_loop`, but without its signal handlers.

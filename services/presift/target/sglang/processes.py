@@ -22,7 +22,9 @@ from typing import Any
 
 from presift.models.torchvision_ops import declare_missing
 
-# How SGLang calls its schedulers in the list of processes.
+log = logging.getLogger(__name__)
+
+# What SGLang's schedulers are called in the list of processes.
 _SCHEDULER = "sglang::scheduler"
 
 
@@ -111,16 +113,24 @@ def scheduler_ids(parents: Iterable[multiprocessing.process.BaseProcess]) -> lis
     """The process ids of the schedulers that `parents` are or have started, by SGLang's names for them."""
     import psutil  # noqa: PLC0415 - SGLang needs it, other services do not
 
-    found: list[int] = []
+    family = []
     for parent in parents:
-        with suppress(psutil.NoSuchProcess):
-            family = [psutil.Process(parent.pid), *psutil.Process(parent.pid).children(recursive=True)]
-            found += [each.pid for each in family if "".join(each.cmdline()[:1]).startswith(_SCHEDULER)]
+        with suppress(psutil.Error):
+            process = psutil.Process(parent.pid)
+            family += [process, *process.children(recursive=True)]
+    found: list[int] = []
+    for process in family:
+        with suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith(_SCHEDULER):
+                found.append(process.pid)
     return found
 
 
 class ExitWatch:
-    """Calls `ended`, in the event loop, when one of the processes `ids` ends. They need not be children."""
+    """Calls `ended`, in the event loop, when one of the processes `ids` ends. They need not be children.
+
+    Where the system does not allow it, a process is not watched, which is logged.
+    """
 
     def __init__(self, ids: Iterable[int], ended: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -130,6 +140,9 @@ class ExitWatch:
                 file = os.pidfd_open(process_id)
             except ProcessLookupError:
                 self._loop.call_soon(ended)
+                continue
+            except OSError as error:
+                log.warning("process %d is not watched: %s", process_id, error)
                 continue
             self._files.append(file)
             self._loop.add_reader(file, self._read, file, ended)

@@ -9,7 +9,7 @@ from typing import Any
 
 from presift.target.sglang_plugin.sglang_names import TESTED, is_tested, is_too_old
 from presift.target.sglang_plugin.sglang_source import SglangSource
-from presift.target.sglang_plugin.used_names import used_names
+from presift.target.sglang_plugin.used_names import plugin_names
 
 
 def unsupported_sglang(sglang: str) -> str | None:
@@ -23,13 +23,13 @@ def unsupported_sglang(sglang: str) -> str | None:
 
 
 def missing_names(sglang: str) -> str | None:
-    """Which names that the plugin uses an untested version lacks, as a reason; None if it has them all.
+    """Why an untested version is refused: the names that it lacks. None if it has all that dropping KV needs.
 
     The self-check would not notice: it neither renews nor aborts, and an error there ends the scheduler.
     """
-    if is_tested(sglang):
+    if is_tested(sglang) or is_too_old(sglang):
         return None
-    missing = _undefined(used_names(sglang))
+    missing = _undefined(plugin_names(sglang))
     return f"SGLang {sglang} is untested and lacks {', '.join(missing)}" if missing else None
 
 

@@ -61,7 +61,6 @@ _NAMES: dict[str, str] = {
     "layers.logits_processor.LogitsProcessor": "_get_logits do_tensor_parallel_all_gather vocab_size",
     "layers.radix_attention.RadixAttention": """
         is_cross_attention layer_id logit_cap qk_head_dim scaling sliding_window_size tp_q_head_num""",
-    "layers.sampler": "top_k_top_p_min_p_sampling_from_probs_torch",
     "mem_cache.allocator.base.BaseTokenToKVPoolAllocator": "available_size get_kvcache page_size",
     "mem_cache.allocator.token.TokenToKVPoolAllocator": "alloc available_size free",
     "mem_cache.allocator.paged.PagedTokenToKVPoolAllocator": "alloc available_size free",
@@ -80,7 +79,6 @@ _NAMES: dict[str, str] = {
     "configs.model_config.ModelConfig": """
         context_len get_total_num_kv_heads hf_eos_token_id is_encoder_decoder is_multimodal model_is_mrope
         num_hidden_layers vocab_size""",
-    "configs.update_config": "get_num_heads_padding_size update_intermediate_size",
     "distributed.parallel_state.GroupCoordinator": "all_gather_object rank_in_group world_size",
     "observability.req_time_stats.SchedulerReqTimeStats": "set_wait_queue_entry_time wait_queue_entry_time",
     "plugins.hook_registry.HookRegistry": "_patched apply_hooks register",
@@ -89,9 +87,14 @@ _NAMES: dict[str, str] = {
     "sampling.sampling_params.SamplingParams": """
         custom_params ebnf frequency_penalty json_schema logit_bias max_new_tokens min_new_tokens n normalize
         presence_penalty regex repetition_penalty sampling_seed structural_tag top_k""",
+    "speculative.spec_info.SpeculativeAlgorithm": "is_none",
+}
+# The same for what only `target/sglang/seeds.py` and, on a CPU, `target/cpu/weight_shapes.py` use.
+_OTHERS: dict[str, str] = {
+    "configs.update_config": "get_num_heads_padding_size update_intermediate_size",
+    "layers.sampler": "top_k_top_p_min_p_sampling_from_probs_torch",
     "sampling.sampling_batch_info.SamplingBatchInfo": """
         min_ps need_min_p_sampling sampling_mask_batch_indices sampling_seed top_ks top_ps""",
-    "speculative.spec_info.SpeculativeAlgorithm": "is_none",
 }
 # What a version changed since the one before, by the path in the oldest version; None: presift needs it no more.
 _CHANGES: dict[str, dict[str, str | None]] = {
@@ -107,10 +110,19 @@ _CHANGES: dict[str, dict[str, str | None]] = {
 
 def used_names(sglang: str) -> list[str]:
     """The dotted paths of all names in a version of SGLang. An untested version has those of the newest one before."""
+    return _paths(_NAMES | _OTHERS, sglang)
+
+
+def plugin_names(sglang: str) -> list[str]:
+    """Those of `used_names` that dropping KV needs."""
+    return _paths(_NAMES, sglang)
+
+
+def _paths(by_owner: dict[str, str], sglang: str) -> list[str]:
     paths: dict[str, str | None] = {}
-    for owner, names in _NAMES.items():
+    for owner, names in by_owner.items():
         paths |= {f"{owner}.{name}": f"{owner}.{name}" for name in names.split()}
     for version, changes in _CHANGES.items():
         if Version(version).release <= Version(sglang).release:
-            paths |= changes
+            paths |= {path: name for path, name in changes.items() if path in paths}
     return [f"sglang.srt.{path}" for path in paths.values() if path is not None]

@@ -201,7 +201,7 @@ async def test_an_exact_number_that_no_minute_allows_is_invalid_at_once_and_cost
     assert await left(quotas) == 100
 
 
-async def test_an_estimate_that_waited_longer_than_the_window_is_charged_again(monkeypatch):
+async def test_an_estimate_that_waited_longer_than_the_window_is_reserved_again(monkeypatch):
     quotas = Quotas()
     async with quotas.held("acme", LIMITS) as quota:
         await quota.reserve_estimate(20, max_new_tokens=20)

@@ -19,6 +19,8 @@ from presift.target.sglang.processes import ExitWatch, scheduler_ids
 PARENT = """
 import os, subprocess, sys
 names = ("sglang::scheduler_DP0_TP0", "sglang::detokenizer")
+zombie = subprocess.Popen(["/bin/true"])
+os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
 print(*(subprocess.Popen([name, "600"], executable="/bin/sleep").pid for name in names), flush=True)
 sys.stdin.read()
 """
@@ -60,6 +62,20 @@ async def test_the_end_of_a_grandchild_is_told_once(family: tuple[subprocess.Pop
     os.kill(other, signal.SIGKILL)
     await asyncio.sleep(0.05)
     assert len(told) == 1
+
+
+async def test_where_processes_cannot_be_watched_the_engine_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(process_id: int) -> int:
+        raise PermissionError("seccomp")
+
+    monkeypatch.setattr(processes.os, "pidfd_open", refuse)
+    ended = asyncio.Event()
+    ExitWatch([7], ended.set).close()
+    await asyncio.sleep(0.01)
+    assert not ended.is_set()
+    assert [record.getMessage() for record in caplog.records] == ["process 7 is not watched: seccomp"]
 
 
 async def test_one_that_has_ended_before_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

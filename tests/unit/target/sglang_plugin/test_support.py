@@ -18,7 +18,7 @@ from presift.target.sglang_plugin.support import (
     unsupported_scheduler,
     unsupported_sglang,
 )
-from presift.target.sglang_plugin.used_names import used_names
+from presift.target.sglang_plugin.used_names import plugin_names
 
 torch = pytest.importorskip("torch")
 
@@ -49,9 +49,15 @@ RENAMED = ["sglang.srt.managers.schedule_batch.Req.renamed", "sglang.srt.no_modu
 
 
 def test_names_that_an_untested_sglang_lacks_are_the_reason(untested: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "used_names", lambda version: [*used_names(version), *RENAMED])
+    monkeypatch.setattr(support, "plugin_names", lambda version: [*plugin_names(version), *RENAMED])
     assert missing_names(untested) == f"SGLang {untested} is untested and lacks {', '.join(RENAMED)}"
     assert missing_names(TESTED[-1]) is None
+
+
+@pytest.mark.parametrize("version", ["unknown", "0.5.20"])
+def test_a_version_that_is_refused_anyway_is_not_read(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "plugin_names", None)
+    assert missing_names(version) is None
 
 
 @pytest.fixture
