@@ -6,7 +6,7 @@ import asyncio
 import os
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 
 from .collector import Collector, collecting
+from .forked_engines import forked
 from .ports import free_ports
 
 VOCABULARY = 512
@@ -180,9 +181,10 @@ async def start(tiny_model: Callable[[str], Path], request: pytest.FixtureReques
             # Each engine divides the cores among its own ranks, unless somebody has divided them for all.
             if not cores_are_divided:
                 os.environ.pop("SGLANG_CPU_OMP_THREADS_BIND", None)
-            engine = SglangEngine(SglangOptions(resolve(str(tiny_model(name))), dtype="float32", **chosen))
-            running[key] = Driver(engine)
-            await engine.start()
+            sglang = SglangOptions(resolve(str(tiny_model(name))), dtype="float32", **chosen)
+            running[key] = Driver(SglangEngine(sglang))
+            with forked(sglang) if sglang.tensor_parallel * sglang.data_parallel == 1 else nullcontext():
+                await running[key].engine.start()
         last_used[key] = max(last_used.values(), default=0) + 1
         return running[key]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from presift.target.engine import Finished, GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang_plugin import sglang_names
+
+from ..forked_engines import forked
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -109,11 +111,12 @@ def run_scheduler(*args, **kwargs):
 
 
 @asynccontextmanager
-async def engine_of(folder: Path, **options: Any) -> AsyncIterator[SglangEngine]:
-    chosen: dict[str, Any] = {"dtype": "float32", "kv_pool_tokens": 2048, "threads": 1} | options
-    engine = SglangEngine(SglangOptions(resolve(str(folder)), **chosen))
+async def engine_of(folder: Path, pool_tokens: int = 2048, *, forks: bool = True) -> AsyncIterator[SglangEngine]:
+    options = SglangOptions(resolve(str(folder)), dtype="float32", kv_pool_tokens=pool_tokens, threads=1)
+    engine = SglangEngine(options)
     try:
-        await engine.start()
+        with forked(options) if forks else nullcontext():
+            await engine.start()
         yield engine
     finally:
         await engine.stop()
@@ -160,12 +163,13 @@ async def test_a_scheduler_that_fails_at_the_check_ends_the_start(
 ) -> None:
     run_as_scheduler(FAILING)
     with pytest.raises(TargetUnavailable, match="a process of the engine failed"):
-        async with asyncio.timeout(120), engine_of(tiny_model("tinyq")):
+        # It signals its parent.
+        async with asyncio.timeout(120), engine_of(tiny_model("tinyq"), forks=False):
             pass
 
 
 async def test_a_pool_too_small_for_the_check_serves_the_other_routes(tiny_model: Callable[[str], Path]) -> None:
-    async with engine_of(tiny_model("tinyq"), kv_pool_tokens=260) as engine:
+    async with engine_of(tiny_model("tinyq"), pool_tokens=260) as engine:
         assert engine.info.unsupported[Route.SPEC_KV].endswith("it needs more than 266 KV slots, the pool has 260")
         assert (await answer(engine)).completion_tokens == 4
 
