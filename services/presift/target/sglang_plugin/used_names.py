@@ -1,7 +1,7 @@
 """What presift calls, reads or writes of SGLang without hooking it: functions, classes and attributes.
 
 A change in one of them breaks dropping KV or seeds as silently as one in a hooked function. So ops/sglang/canary.py
-compares them too, and a version that was not tested drops KV only if it has them all (`support`).
+compares them too, and a version that was not tested drops KV only if it has all that this needs (`support`).
 tests/ops/test_sglang_used_names.py finds names in presift's code that are missing here.
 """
 
