@@ -181,6 +181,23 @@ def _aggregate(names: Names, setting: int) -> Asked:
     return Asked(asked.passages, asked.question, [*asked.facts, ("total", str(count))])
 
 
+# The question of `_TWELVE` with the names in it: a small target mixes and repeats what it must collect itself.
+_NAMED = (
+    "How many lamps did the council replace in each of these streets: {words}? Answer in twelve lines, in this order:"
+    " the name of the street, a colon, and the number of lamps.",
+    "Under which inventory number did each of these objects go into the store of properties: {words}? Answer in twelve"
+    " lines, in this order: the object, a colon, and its inventory number.",
+    "How many jars of water did the team take from each of these lakes: {words}? Answer in twelve lines, in this order:"
+    " the name of the lake, a colon, and the number of jars.",
+)
+
+
+def twelve_named(twelve: Asked, setting: int) -> Asked:
+    """Another question about the facts of the kind "twelve facts": it names them, not in the order of the text."""
+    facts = sorted(twelve.facts)
+    return Asked([], _NAMED[setting].format(words=", ".join(word for word, _ in facts)), facts)
+
+
 # Things, the sentence from a thing to a person, the one from the person to a number, and the question.
 _HOPS = (
     (

@@ -1,6 +1,6 @@
 """Questions whose answers need one or many places of a document: by which KV dropping and its renewal are judged.
 
-Eight kinds, answers of about 20 to 250 tokens. Several questions share one document, so that its KV is read once. A
+Nine kinds, answers of about 20 to 250 tokens. Several questions share one document, so that its KV is read once. A
 document is a pure function of (form, tokens, seed). Nothing is worded like the prompts of `recall_tasks`, of
 `retrieval_tasks` or of the calibration of heads.
 """
@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import answer_filler
-from answer_kinds import CALLS, PROSE, Asked, Names
+from answer_kinds import CALLS, PROSE, Asked, Names, twelve_named
 
 Count = Callable[[str], int]
 
 CALL_SITES = "call sites"
-KINDS = (*PROSE, CALL_SITES)
+_TWELVE, _TWELVE_NAMED = "twelve facts", "twelve named"
+KINDS = (*PROSE, _TWELVE_NAMED, CALL_SITES)
 _SITES = 5
 _SENTENCES = 5
 
@@ -26,7 +27,7 @@ _SENTENCES = 5
 # them, a small target answers with a mixture, and what it states with the whole KV is no measure.
 FORMS = {
     "lists": ("six facts", "compare"),
-    "streets": ("twelve facts", "multi-hop", "one fact"),
+    "streets": (_TWELVE, "multi-hop", "one fact", _TWELVE_NAMED),
     "events": ("aggregate", "summary"),
 }
 _CODE = "code"
@@ -91,7 +92,9 @@ def make(form: str, tokens: int, seed: int, count: Count) -> Document:
 
 def _prose(dice: random.Random, form: str, tokens: int, seed: int, count: Count) -> Document:
     setting, names = seed % 3, Names.of(dice)
-    asked = {kind: PROSE[kind](names, setting) for kind in FORMS[form]}
+    asked = {kind: PROSE[kind](names, setting) for kind in FORMS[form] if kind in PROSE}
+    if _TWELVE in asked:
+        asked[_TWELVE_NAMED] = twelve_named(asked[_TWELVE], setting)
     stories, filler = [each.passages for each in asked.values()], answer_filler.prose(dice, setting)
     length = sum(count(f" {passage}") for story in stories for passage in story)
     filling = list[str]()

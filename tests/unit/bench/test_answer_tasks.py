@@ -53,9 +53,20 @@ def test_every_fact_stands_in_the_document_and_not_in_its_question(form, seed):
 @pytest.mark.parametrize(("form", "seed"), SHORT)
 def test_the_number_of_a_fact_comes_once_in_its_document(form, seed):
     document = make(form, 2000, seed, count)
-    numbers = [word for question in document.questions for fact in question.facts for word in fact if len(word) == 3]
+    facts = {fact for question in document.questions for fact in question.facts}
+    numbers = [word for fact in facts for word in fact if len(word) == 3]
     assert len(set(numbers)) == len(numbers)
     assert all(len(re.findall(rf"\b{number}\b", document.text)) == 1 for number in numbers if number.isdigit())
+
+
+@pytest.mark.parametrize("setting", range(3))
+def test_twelve_facts_are_asked_for_with_and_without_their_names(setting):
+    questions = {question.kind: question for question in make("streets", 2000, setting, count).questions}
+    open_question, named = questions["twelve facts"], questions["twelve named"]
+    assert set(named.facts) == set(open_question.facts)
+    assert all(name in named.text and name not in open_question.text for name, _ in named.facts)
+    # The order of the text would help.
+    assert named.facts != open_question.facts
 
 
 @pytest.mark.parametrize("setting", range(3))
