@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,22 @@ from presift.orchestrator.api.http.reading import ReadBody, read_call
 from presift.orchestrator.api.http.requests import request_from_body, without_effect
 from presift.orchestrator.api.http.sampling_values import parameter_names
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, add_ignored, validate
+from presift.orchestrator.api.http.segments import Change, Segments
 from presift.orchestrator.api.http.translation import Translated
 from presift.orchestrator.api.http.unsupported import supported_parameters
+from presift.orchestrator.api.http.wire_format import WireFormat
 from presift.orchestrator.domain.caller import Caller
 from presift.orchestrator.domain.request import Request
-from presift.orchestrator.pipeline.events import Report
+from presift.orchestrator.pipeline.events import Delta, Event, Report
 from presift.rpc.large_input import in_thread_if_large
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The body of another API as a chat's, and what makes the renderer of its answer."""
+
+    chat: Translated
+    renderer: Callable[[View], SingleAnswer]
 
 
 class ChatAdapter:
@@ -40,21 +51,22 @@ class ChatAdapter:
         """Raises PresiftError."""
         return await read_call(call, self._models, self._options.max_body_bytes)
 
-    async def answer(
-        self,
-        call: Call,
-        read: ReadBody,
-        translate: Callable[[ReadBody], Translated],
-        renderer: Callable[[View], Renderer],
-    ) -> None:
+    async def answer(self, call: Call, read: ReadBody, translate: Callable[[ReadBody], Translation]) -> None:
         """Answer a call; `translate` raises InvalidRequest with the caller's own names."""
-        chat = await in_thread_if_large(read.size, lambda: chat_body(call, translate(read), read.ignored))
+
+        def translated() -> tuple[ChatBody, Translation]:
+            translation = translate(read)
+            return chat_body(call, translation.chat, read.ignored), translation
+
+        chat, translation = await in_thread_if_large(read.size, translated)
         deadline = read.deadline(call.headers, chat.presift.timeout_s)
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
             self._add_without_effect(call, read, chat)
-            asked = asked_of(chat, (request,), renderer(self._view(chat, read.ignored)))
+            renderer = translation.renderer(self._view(chat, read.ignored))
+            call.reply.format = renderer.wire_format
+            asked = asked_of(chat, (request,), renderer)
             await answering.answer(call.reply, asked, deadline)
 
     @property
@@ -108,8 +120,8 @@ def chat_body(call: Call, translated: Translated, ignored: Ignored) -> ChatBody:
     return chat
 
 
-class SingleAnswer:
-    """The parts that renderers of one answer share."""
+class SingleAnswer(Renderer):
+    """What renderers of one answer share: its text comes in segments."""
 
     # The last events of a stream have the answer's text, or depend on it.
     keeps_stream = True
@@ -117,6 +129,26 @@ class SingleAnswer:
     def __init__(self, view: View) -> None:
         self.view = view
         self.answers = Answers([ReadPrompt()], 1)
+        self.segments = Segments()
+
+    @property
+    def wire_format(self) -> WireFormat:
+        """How this answer's events and errors are written."""
+        raise NotImplementedError
+
+    def add(self, prompt: int, event: Event) -> None:
+        self.answers.add(prompt, event)
+        if isinstance(event, Delta):
+            self._read(self.segments.push(event))
+
+    def finish(self, *, needs_text: bool = False) -> None:
+        """End the segments, when all events were added. With `needs_text` an answer without any has an empty one."""
+        self._read(self.segments.finish(needs_text=needs_text))
+
+    def _read(self, changes: Iterable[Change]) -> None:
+        """Segments are written as their changes are read."""
+        for _ in changes:
+            pass
 
     @property
     def report(self) -> Report:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.errors import brief
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.schema import ChatBody, Ignored, Schema, validate
-from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED
+from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, check_neutral
 from presift.orchestrator.domain.limits import MAX_PARTS
 
 T = TypeVar("T", bound=Schema)
@@ -135,15 +135,29 @@ class Translated:
     names: TranslatedNames
 
 
-def shared_parameters(given: dict[str, Any], own: Container[str]) -> dict[str, Any]:
-    """The parameters that mean the same in a chat: those of other servers, which the API itself does not have."""
-    known = (*ChatBody.model_fields, *NEUTRAL, *NOTED)
-    return {name: given[name] for name in known if name not in own and given.get(name) is not None}
+@dataclass(frozen=True, slots=True)
+class ApiParameters:
+    """The parameters that an API has itself: those of its `schema`, which do not mean the same in a chat or are
+    translated, those `without_effect`, and those of which only a `neutral` value is taken, one that asks for nothing.
+    `why`: the reasons for which other values are refused."""
 
+    schema: type[Schema]
+    without_effect: frozenset[str]
+    neutral: Mapping[str, tuple[Any, ...]]
+    why: Mapping[str, str]
 
-def without(given: dict[str, Any], names: Container[str]) -> dict[str, Any]:
-    """The parameters that are left for the API's own schema."""
-    return {name: value for name, value in given.items() if name not in names and value is not None}
+    def shared(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The parameters that mean the same in a chat: those of other servers, which the API itself does not have."""
+        own = {*self.schema.model_fields, *self.neutral, *self.without_effect}
+        known = (*ChatBody.model_fields, *NEUTRAL, *NOTED)
+        return {name: given[name] for name in known if name not in own and given.get(name) is not None}
+
+    def validated(self, schema: type[T], given: dict[str, Any], ignored: Ignored) -> T:
+        """Of the caller's parameters, those that are left for the schema of an endpoint. Raises InvalidRequest."""
+        check_neutral(given, self.neutral, self.why)
+        elsewhere = {*self.neutral, *self.without_effect, *self.shared(given)}
+        left = {name: value for name, value in given.items() if name not in elsewhere and value is not None}
+        return validate(schema, left, ignored)
 
 
 def validate_at(schema: type[T], value: Any, path: str, ignored: Ignored | None = None) -> T:

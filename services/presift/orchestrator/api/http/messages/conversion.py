@@ -12,6 +12,7 @@ from presift.orchestrator.api.http.messages.schema import (
     NEUTRAL,
     TEXTS,
     USER_BLOCKS,
+    WHY,
     WITHOUT_EFFECT,
     CountBody,
     InputMessage,
@@ -26,17 +27,16 @@ from presift.orchestrator.api.http.messages.schema import (
 from presift.orchestrator.api.http.schema import Ignored
 from presift.orchestrator.api.http.thinking import NO_VARIABLE, can_turn_on, knows_thinking
 from presift.orchestrator.api.http.translation import (
+    ApiParameters,
     Conversation,
     Origin,
     Translated,
     TranslatedNames,
     kind_of,
-    shared_parameters,
     validate_at,
 )
 
-# The parameters that this API has itself: they do not mean the same in a chat, or are translated.
-OWN = frozenset(MessagesBody.model_fields) | NEUTRAL.keys() | WITHOUT_EFFECT
+PARAMETERS = ApiParameters(MessagesBody, WITHOUT_EFFECT, NEUTRAL, WHY)
 _RENAMED = {
     "chat_template_kwargs": "thinking",
     "enable_thinking": "thinking",
@@ -56,7 +56,7 @@ def chat_from_messages(
     """`given` are the caller's parameters, with those that `body` has no fields for; `template`: the variables that the
     target's chat template reads. Raises InvalidRequest."""
     conversation = _conversation(body, ignored)
-    chat: dict[str, Any] = shared_parameters(given, OWN) | {
+    chat: dict[str, Any] = PARAMETERS.shared(given) | {
         "model": body.model,
         "messages": conversation.messages,
         "tools": [_tool(tool, f"tools[{at}]", ignored) for at, tool in enumerate(body.tools or ())] or None,

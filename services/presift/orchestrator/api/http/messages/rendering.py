@@ -13,7 +13,7 @@ from presift.core.generation import FinishReason
 from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
 from presift.orchestrator.api.http.presift_json import presift_of_decision, presift_of_explanation
-from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
+from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind
 from presift.orchestrator.api.http.translated import SingleAnswer
 from presift.orchestrator.api.http.wire_format import TypedEvents
 from presift.orchestrator.pipeline.events import Delta, Event
@@ -47,20 +47,15 @@ class MessageRenderer(SingleAnswer):
         self.id = f"msg_{secrets.token_hex(16)}"
         self._stop = tuple(stop)
         self._tokenizer = tokenizer
-        self._segments = Segments()
         self._has_begun = False
 
-    def add(self, prompt: int, event: Event) -> None:
-        """Keep an event for `whole`."""
-        self.answers.add(prompt, event)
-        if isinstance(event, Delta):
-            for _ in self._segments.push(event):
-                pass
+    @property
+    def wire_format(self) -> MessageFormat:
+        return MessageFormat()
 
     def whole(self) -> dict[str, Any]:
-        for _ in self._segments.finish():
-            pass
-        content = [_block(segment) for segment in self._segments.all]
+        self.finish()
+        content = [_block(segment) for segment in self.segments.all]
         return self._message(content, self._usage(), **self._stopped()) | {"presift": self.presift()}
 
     def chunks(self, prompt: int, event: Event) -> list[dict[str, Any]]:
@@ -68,7 +63,7 @@ class MessageRenderer(SingleAnswer):
         if isinstance(event, Decision):
             return []  # nothing before the first token: an earlier error has its own status
         is_delta = isinstance(event, Delta)
-        changes = self._segments.push(event) if isinstance(event, Delta) else self._segments.finish()
+        changes = self.segments.push(event) if isinstance(event, Delta) else self.segments.finish()
         events = [] if self._has_begun else [self._start()]
         events += [_event(change) for change in changes]
         return events if is_delta else [*events, *self._end()]
@@ -111,7 +106,7 @@ class MessageRenderer(SingleAnswer):
         stop = self._stop_found()
         if stop is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": stop}
-        return {"stop_reason": "tool_use" if self._segments.has_calls else "end_turn", "stop_sequence": None}
+        return {"stop_reason": "tool_use" if self.segments.has_calls else "end_turn", "stop_sequence": None}
 
     def _stop_found(self) -> str | None:
         """The stop sequence in the answer: its tokens include it, its text does not."""

@@ -10,6 +10,7 @@ from presift.orchestrator.api.http.responses.schema import (
     ITEMS,
     NEUTRAL,
     PARTS,
+    WHY,
     WITHOUT_EFFECT,
     CallItem,
     ChosenFunction,
@@ -24,17 +25,16 @@ from presift.orchestrator.api.http.responses.schema import (
 )
 from presift.orchestrator.api.http.schema import Ignored
 from presift.orchestrator.api.http.translation import (
+    ApiParameters,
     Conversation,
     Origin,
     Translated,
     TranslatedNames,
     kind_of,
-    shared_parameters,
     validate_at,
 )
 
-# The parameters that this API has itself: they do not mean the same in a chat, or are translated.
-OWN = frozenset(ResponsesBody.model_fields) | NEUTRAL.keys() | WITHOUT_EFFECT
+PARAMETERS = ApiParameters(ResponsesBody, WITHOUT_EFFECT, NEUTRAL, WHY)
 
 _RENAMED = {
     "max_completion_tokens": "max_output_tokens",
@@ -49,7 +49,7 @@ _CHOICES = ("none", "auto", "required")
 def chat_from_responses(body: ResponsesBody, given: dict[str, Any], ignored: Ignored) -> Translated:
     """`given` are the caller's parameters, with those that `body` has no fields for. Raises InvalidRequest."""
     conversation = _conversation(body, ignored)
-    chat: dict[str, Any] = shared_parameters(given, OWN) | {
+    chat: dict[str, Any] = PARAMETERS.shared(given) | {
         "model": body.model,
         "messages": conversation.messages,
         "max_completion_tokens": body.max_output_tokens,

@@ -12,7 +12,7 @@ from presift.orchestrator.api.http.completions import View
 from presift.orchestrator.api.http.errors import ErrorResponse
 from presift.orchestrator.api.http.presift_json import presift_of_decision, presift_of_explanation
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
-from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind, Segments
+from presift.orchestrator.api.http.segments import Begun, Change, Ended, Extended, Segment, SegmentKind
 from presift.orchestrator.api.http.translated import SingleAnswer
 from presift.orchestrator.api.http.wire_format import TypedEvents
 from presift.orchestrator.pipeline.events import Delta, Event, Report
@@ -36,20 +36,15 @@ class ResponseRenderer(SingleAnswer):
         self.id = f"resp_{secrets.token_hex(16)}"
         self._body = body
         self._created = int(time.time())
-        self._segments = Segments()
         self._ids: list[str] = []
         self._number = 0
 
-    def add(self, prompt: int, event: Event) -> None:
-        """Keep an event for `whole`."""
-        self.answers.add(prompt, event)
-        if isinstance(event, Delta):
-            for _ in self._segments.push(event):
-                pass
+    @property
+    def wire_format(self) -> ResponseFormat:
+        return ResponseFormat(self)
 
     def whole(self) -> dict[str, Any]:
-        for _ in self._segments.finish(needs_text=True):
-            pass
+        self.finish(needs_text=True)
         return self._ended()
 
     def chunks(self, prompt: int, event: Event) -> list[dict[str, Any]]:
@@ -58,9 +53,9 @@ class ResponseRenderer(SingleAnswer):
             return []  # nothing before the first token: an earlier error has its own status
         begun = list(self._begin())
         if isinstance(event, Delta):
-            changes, status = self._segments.push(event), _COMPLETED
+            changes, status = self.segments.push(event), _COMPLETED
         else:
-            changes, status = self._segments.finish(needs_text=True), _status(event)
+            changes, status = self.segments.finish(needs_text=True), _status(event)
         events = [each for change in changes for each in self._events(change, status)]
         if not isinstance(event, Delta):
             events.append(self._event(f"response.{status}", response=self._ended()))
@@ -83,7 +78,7 @@ class ResponseRenderer(SingleAnswer):
         error = response.body["error"]
         yield self._event("error", code=error["code"], message=error["message"], param=error["param"])
         code = "rate_limit_exceeded" if error["type"] == "rate_limit_error" else "server_error"
-        items = [self._item(segment, _INCOMPLETE) for segment in self._segments.all]
+        items = [self._item(segment, _INCOMPLETE) for segment in self.segments.all]
         failed = self._object("failed", items) | {"error": {"code": code, "message": error["message"]}}
         yield self._event("response.failed", response=failed)
 
@@ -93,7 +88,7 @@ class ResponseRenderer(SingleAnswer):
                 yield self._event(kind, response=self._object(_IN_PROGRESS, ()))
 
     def _ended(self) -> dict[str, Any]:
-        report, items = self.report, self._segments.all
+        report, items = self.report, self.segments.all
         status, usage = _status(report), report.usage
         # What came before the last item was complete.
         output = [self._item(each, status if each is items[-1] else _COMPLETED) for each in items]
@@ -138,7 +133,7 @@ class ResponseRenderer(SingleAnswer):
 
     def _item(self, segment: Segment, status: str) -> dict[str, Any]:
         while len(self._ids) <= segment.index:  # not streamed
-            self._ids.append(_PREFIXES[self._segments.all[len(self._ids)].kind] + secrets.token_hex(16))
+            self._ids.append(_PREFIXES[self.segments.all[len(self._ids)].kind] + secrets.token_hex(16))
         head = {"id": self._ids[segment.index], "status": status}
         if segment.kind is SegmentKind.TOOL_CALL:
             call = {"call_id": segment.call_id, "name": segment.name, "arguments": segment.text}
