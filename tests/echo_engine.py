@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolCallDelta
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished, ParsedText, TokenLogprob, ToolCallDelta
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import EngineLoad, FinishReason, Sampling
 from presift.core.kv_plan import KvPlan, check_plan
 from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
-from presift.target.engine import Engine, EngineInfo, Event, Finished, GenerateRequest
+from presift.target.engine import Engine, EngineInfo, Event, GenerateRequest
 
 ECHO_KV_TOKENS = 65_536
 ECHO_MEMORY = 256
@@ -151,7 +151,9 @@ class EchoEngine(Engine):
             if parser.has_calls and reason is FinishReason.STOP:
                 reason = FinishReason.TOOL_CALLS
         of_prompt = _logprobs(prompt, request.sampling) if request.sampling.prompt_logprobs else ()
-        yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, prompt_logprobs=of_prompt, **read)
+        yield Finished(
+            len(prompt), completion_tokens=len(answer), finish_reason=reason, prompt_logprobs=of_prompt, **read
+        )
 
     def _read(self, request: GenerateRequest, prompt: list[int]) -> dict[str, Any]:
         """The fields of Finished that describe reading `prompt`."""

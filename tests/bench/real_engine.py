@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from presift.core.answer import AnswerDelta, TokenLogprob
+from presift.core.answer import AnswerDelta, Finished, TokenLogprob
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import ModelFolder, resolve
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

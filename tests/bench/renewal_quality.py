@@ -30,9 +30,10 @@ from real_engine import running
 from renewal_methods import EVERY, FEW, FULL, Method
 from renewal_table import floors, table
 
+from presift.core.answer import Finished
 from presift.core.generation import Sampling
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.engine import SglangEngine
 
 RESULTS = Path(__file__).parent / "results"

@@ -39,7 +39,7 @@ def answer(estimator: CostEstimator, ids: np.ndarray, replica: str) -> None:
     """As if this replica had read the prompt at the seeds' speed."""
     tokens = int(ids.size)
     ttft_ms = SEEDS["target"].ms(TokenWork(tokens))
-    usage = Usage(tokens, tokens, 0, 9, FinishReason.LENGTH, ttft_ms, replica=replica)
+    usage = Usage(tokens, 0, 9, FinishReason.LENGTH, tokens, ttft_ms=ttft_ms, replica=replica)
     decision = Decision(Route.FULL, Reason.REQUESTED, "", tokens, tokens, tokens, 0, TARGET, 1.0)
     plan = Plan(decision, ids, np.ones(tokens, dtype=np.bool_), TokenizedPrompt(ids, ()))
     estimator.observe(AnswerObservation(plan, usage, ttft_ms, ttft_ms + 400.0, was_uncontended=True))

@@ -26,12 +26,12 @@ from decode_step import SIZES
 from real_engine import machine, prompts, random_folder, running
 from transformers import AutoTokenizer
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, Finished
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
 from presift.models.folder import ModelFolder, resolve
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 
 CAPACITY, LOOKAHEAD, ANSWER_TOKENS = 256, 24, 48
 OPTIONS = {"kv_pool_tokens": 16_384, "prefill_chunk_tokens": 4096, "threads": 2}

@@ -10,11 +10,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolChoice
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished, ParsedText, TokenLogprob, ToolChoice
 from presift.core.generation import FinishReason, GrammarKind, Sampling
 from presift.core.plan import ModelInfo
 from presift.core.stop_strings import StopStrings
-from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.engine import Event, GenerateRequest
 from presift.target.sglang.answer_parser import AnswerParser, ParserNames, joined
 from presift.target.sglang.tools import tools_of
 
@@ -84,7 +84,9 @@ class ScriptedEngine(EchoEngine):
             reason = FinishReason.TOOL_CALLS
         logprobs = _prompt_logprobs(prompt, sampling)
         reason = reason or FinishReason.STOP
-        yield Finished(len(prompt), completion_tokens=len(answer), reason=reason, prompt_logprobs=logprobs, **read)
+        yield Finished(
+            len(prompt), completion_tokens=len(answer), finish_reason=reason, prompt_logprobs=logprobs, **read
+        )
 
     def _tokens(self, text: str, sampling: Sampling) -> Iterator[int]:
         """The text and the end of the answer, again and again if that must not end it."""

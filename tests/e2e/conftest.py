@@ -18,11 +18,12 @@ import pytest_asyncio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from presift.cli.stack.stack import LocalStack, Observability, StackOptions
+from presift.core.answer import Finished
 from presift.core.generation import EngineLoad, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import Pool, Reduction, SpecKv
 from presift.models.folder import resolve
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolChoice
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished, ParsedText, TokenLogprob, ToolChoice
 from presift.core.errors import InvalidRequest
 from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.policies import SpecKv
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.answer_parser import joined
 
 pytestmark = [
@@ -152,7 +152,7 @@ async def test_a_forced_call_is_made(model: Model, capacity: int | None, single:
     assert name in {"weather", "time"}
     assert arguments["city"] in {"Paris", "Rome"}
     if single:
-        assert (len(answer.calls), answer.end.reason) == (1, FinishReason.TOOL_CALLS)
+        assert (len(answer.calls), answer.end.finish_reason) == (1, FinishReason.TOOL_CALLS)
 
 
 @ROUTES
@@ -160,7 +160,7 @@ async def test_a_named_function_is_called(model: Model, capacity: int | None) ->
     wanted = AnswerFormat(TOOLS, ToolChoice.FUNCTION, "time", single_call=True)
     answer = await model.answer(capacity, wanted)
     assert [name for name, _ in answer.calls] == ["time"]
-    assert (answer.parsed.content.strip(), answer.end.reason) == ("", FinishReason.TOOL_CALLS)
+    assert (answer.parsed.content.strip(), answer.end.finish_reason) == ("", FinishReason.TOOL_CALLS)
 
 
 async def test_a_forced_call_and_a_grammar_exclude_each_other(model: Model) -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from echo_engine import ECHO_MODEL, EchoEngine, _logprobs
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, Finished
 from presift.core.generation import FinishReason
 from presift.core.plan import ModelInfo, Route
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target.admission import Admission
-from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.engine import Event, GenerateRequest
 from presift.target.servicer import TargetServicer
 from presift.telemetry.loop_stalls import observed_loop
 from presift.v1 import target_pb2, target_pb2_grpc

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from presift.core.errors import InvalidRequest
+from presift.core.generation import FinishReason
+from presift.core.masks import KvMask
 
 
 class ToolChoice(StrEnum):
@@ -87,3 +89,36 @@ class AnswerDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     parsed: ParsedText | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of an answer. Counts are tokens; `completion_tokens` are all that were generated, with a stop token, and
+    `reasoning_tokens` those before the answer, 0 if unknown. `kv_tokens`: KV tokens of the prompt during decoding.
+
+    Where KV is dropped: `reused_entry` says whether the compressed entry was found. `score_ms` and `publish_ms` are the
+    milliseconds to select and to copy. `coverage` is the share of the scoring queries' attention on the kept pairs,
+    0..1, of the last selection, `coverage_min` the lowest of all; None if nothing was scored. `kv_mask` are the kept
+    pairs, if requested and selected for this answer. `renewals` and `renewals_skipped` count how often KV was selected
+    anew, and was due to be but was not; `accepted_tokens` the lookahead tokens that began the answer. `kv_tokens_peak`
+    and `kv_tokens_mean` are the KV tokens of prompt and answer over the decode steps, 0 if none is dropped.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    finish_reason: FinishReason
+    kv_tokens: int
+    reused_entry: bool = False
+    score_ms: float = 0.0
+    publish_ms: float = 0.0
+    coverage: float | None = None
+    kv_mask: KvMask | None = None
+    reasoning_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    renewals: int = 0
+    renewals_skipped: int = 0
+    accepted_tokens: int = 0
+    kv_tokens_peak: int = 0
+    kv_tokens_mean: float = 0.0
+    coverage_min: float | None = None

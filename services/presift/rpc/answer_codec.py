@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob, ToolCallDelta, ToolChoice
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished, ParsedText, TokenLogprob, ToolCallDelta, ToolChoice
 from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.rpc import codec
 from presift.rpc.wire_enum import WireEnum
@@ -22,6 +22,12 @@ _OPTIONAL = (
     *("repetition_penalty", "min_new_tokens", "top_logprobs"),
 )
 _FLAGS = ("ignore_eos", "prompt_logprobs", "keep_special_tokens")
+# Fields that Finished and both messages about it have.
+_FINISHED = (
+    *("kv_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "reused_entry", "score_ms", "publish_ms"),
+    *("coverage", "coverage_min", "renewals", "renewals_skipped", "accepted_tokens", "kv_tokens_peak"),
+    "kv_tokens_mean",
+)
 _TOOL_CHOICES = WireEnum(ToolChoice, target_pb2.ToolChoice)
 _FINISH_REASONS = WireEnum(FinishReason, target_pb2.FinishReason)
 
@@ -115,6 +121,16 @@ def tool_calls_to_wire(calls: Iterable[ToolCallDelta]) -> list[target_pb2.ToolCa
         target_pb2.ToolCallDelta(index=each.index, id=each.id, name=each.name, arguments=each.arguments)
         for each in calls
     ]
+
+
+def finished_to_wire(finished: Finished) -> dict[str, Any]:
+    """The fields that both services' messages about a finished answer have, by name: without `prompt_tokens`, which the
+    orchestrator counts before anything is dropped."""
+    same = {name: getattr(finished, name) for name in _FINISHED}
+    return same | {
+        "finish_reason": finish_to_wire(finished.finish_reason),
+        "prompt_logprobs": logprobs_to_wire(finished.prompt_logprobs),
+    }
 
 
 def logprobs_to_wire(logprobs: Iterable[TokenLogprob]) -> list[target_pb2.TokenLogprob]:

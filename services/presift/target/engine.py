@@ -13,11 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.answer import AnswerDelta, AnswerFormat, TokenLogprob
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished
 from presift.core.errors import InvalidRequest
-from presift.core.generation import EngineLoad, FinishReason, Sampling
+from presift.core.generation import EngineLoad, Sampling
 from presift.core.kv_plan import KvPlan
-from presift.core.masks import KvMask
 from presift.core.plan import ModelInfo, Route
 
 
@@ -40,38 +39,6 @@ class GenerateRequest:
         if self.token_ids.size == 0:
             raise InvalidRequest("token_ids", "empty", "at least one token")
         self.sampling.check()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The last event. `completion_tokens` counts all generated tokens, including a stop token.
-
-    `kv_tokens`: KV tokens of the prompt during decoding. With a `kv_plan`: `reused_entry`, `score_ms` and
-    `publish_ms`, `coverage` 0..1 or None if unknown, and `kv_mask`, the kept KV if requested and selected now.
-    `reasoning_tokens` are those before the answer, 0 if unknown. `renewals` and `renewals_skipped`: how often KV was
-    selected anew, and how often that was due and not done; `coverage` is then the last one, `coverage_min` the lowest.
-    `accepted_tokens`: how many lookahead tokens began the answer. `kv_tokens_peak` and `kv_tokens_mean`: KV tokens of
-    prompt and answer over the decode steps, 0 without a plan.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    reason: FinishReason
-    kv_tokens: int
-    reused_entry: bool = False
-    score_ms: float = 0.0
-    publish_ms: float = 0.0
-    coverage: float | None = None
-    kv_mask: KvMask | None = None
-    reasoning_tokens: int = 0
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    renewals: int = 0
-    renewals_skipped: int = 0
-    accepted_tokens: int = 0
-    kv_tokens_peak: int = 0
-    kv_tokens_mean: float = 0.0
-    coverage_min: float | None = None
 
 
 Event = AnswerDelta | Finished

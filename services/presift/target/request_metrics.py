@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.context import get_current
 
+from presift.core.answer import Finished
 from presift.core.errors import PresiftError
 from presift.core.generation import EngineLoad, decode_steps
 from presift.rpc.status import code_and_reason
-from presift.target.engine import Finished
 from presift.telemetry.gauges import Gauge, gauge
 from presift.telemetry.metrics import count, record
 from presift.telemetry.tracing import tracer

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, Finished
 from presift.core.errors import TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.limits import check_limits
 from presift.rpc import answer_codec, codec
 from presift.rpc.large_input import in_thread_if_large, received_bytes
 from presift.target.admission import Admission, check_fits
-from presift.target.engine import Engine, Event, Finished, GenerateRequest
+from presift.target.engine import Engine, Event, GenerateRequest
 from presift.target.limits import GENERATE, PREFILL
 from presift.target.load_meter import LoadMeter
 from presift.target.request_metrics import RequestMetrics, count_refusals, gauges_of, record_read, request_metrics
@@ -161,26 +161,11 @@ def _usage(
 ) -> target_pb2.TargetUsage:
     return target_pb2.TargetUsage(
         prompt_tokens=event.prompt_tokens,
-        kv_tokens=event.kv_tokens,
-        cached_tokens=event.cached_tokens,
-        completion_tokens=event.completion_tokens,
-        finish_reason=answer_codec.finish_to_wire(event.reason),
         # An answer of only a stop token has no delta: its first token is its end.
         ttft_ms=measure.ttft_ms or 0.0,
         total_ms=measure.now_ms(),
-        reused_entry=event.reused_entry,
-        score_ms=event.score_ms,
-        publish_ms=event.publish_ms,
-        coverage=event.coverage,
         kv_mask=None if event.kv_mask is None else codec.kv_mask_to_wire(event.kv_mask),
         load=load,
         replica=replica,
-        reasoning_tokens=event.reasoning_tokens,
-        renewals=event.renewals,
-        renewals_skipped=event.renewals_skipped,
-        accepted_tokens=event.accepted_tokens,
-        kv_tokens_peak=event.kv_tokens_peak,
-        kv_tokens_mean=event.kv_tokens_mean,
-        coverage_min=event.coverage_min,
-        prompt_logprobs=answer_codec.logprobs_to_wire(event.prompt_logprobs),
+        **answer_codec.finished_to_wire(event),
     )

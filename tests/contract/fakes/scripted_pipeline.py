@@ -31,7 +31,7 @@ def decision(prompt_tokens=3):
 
 
 def report(choice=0, completion_tokens=2, reason=FinishReason.STOP, prompt_tokens=3, **more):
-    usage = Usage(prompt_tokens, prompt_tokens, 1, completion_tokens, reason, 7.0, **more)
+    usage = Usage(prompt_tokens, 1, completion_tokens, reason, prompt_tokens, ttft_ms=7.0, **more)
     return Report(decision(prompt_tokens), usage, 8.0, 9.0, choice)
 
 

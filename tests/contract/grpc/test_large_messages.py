@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from presift.core.answer import TokenLogprob
+from presift.core.answer import Finished, TokenLogprob
 from presift.core.errors import InvalidRequest
 from presift.core.generation import FinishReason
 from presift.core.masks import KvMask
@@ -19,7 +19,6 @@ from presift.rpc.large_input import received_bytes
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target import servicer as target_servicer
 from presift.target.admission import Admission
-from presift.target.engine import Finished
 from presift.target.request_metrics import RequestMetrics
 from presift.v1 import draft_pb2, plan_pb2, target_pb2, target_pb2_grpc
 

@@ -6,11 +6,11 @@ import grpc
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
+from presift.core.answer import Finished
 from presift.core.generation import EngineLoad, FinishReason
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target import request_metrics
 from presift.target.admission import Admission
-from presift.target.engine import Finished
 from presift.target.request_metrics import RequestMetrics, gauges_of
 from presift.target.servicer import TargetServicer, _usage
 from presift.v1 import plan_pb2, target_pb2, target_pb2_grpc

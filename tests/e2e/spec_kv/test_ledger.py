@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from presift.core.answer import Finished
 from presift.core.errors import PromptTooLong
 from presift.core.generation import Sampling
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.messages import to_sglang
 from presift.target.sglang.parsers import NO_PARSERS, Prepared
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, Finished
 from presift.core.errors import InvalidRequest
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import KvSelection, SpecKv
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

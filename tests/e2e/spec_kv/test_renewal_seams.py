@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta, TokenLogprob
+from presift.core.answer import AnswerDelta, Finished, TokenLogprob
 from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -105,7 +105,7 @@ async def test_a_stop_string_is_found_across_a_renewal(start: Any, renewing: Any
         expected, _, ended = await answered(driver, ids, None, "full", stop=(stop,))
         tokens, _, end = await answered(driver, ids, renewing(199, first=first, **OFTEN), "kept", stop=(stop,))
         assert tokens == expected
-        assert (end.completion_tokens, end.reason) == (ended.completion_tokens, FinishReason.STOP)
+        assert (end.completion_tokens, end.finish_reason) == (ended.completion_tokens, FinishReason.STOP)
         assert end.renewals > 2
         found += 1
         if found == 3:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from presift.core.answer import Finished
 from presift.core.errors import InvalidRequest, RouteUnsupported, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.plan import Route
 from presift.core.policies import KV_DROPPING_ROUTES, KV_KEEPING_ROUTES
 from presift.models.folder import resolve
 from presift.target.admission import check_fits
-from presift.target.engine import Finished, GenerateRequest
+from presift.target.engine import GenerateRequest
 from presift.target.sglang.arguments import SglangOptions
 from presift.target.sglang.engine import SglangEngine
 from presift.target.sglang_plugin import sglang_names

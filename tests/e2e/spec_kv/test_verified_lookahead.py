@@ -120,7 +120,7 @@ async def test_at_least_one_token_is_decoded(start: Any, plan: Any, prompt: Any,
     tokens, end = await driver.answer(ids, chosen, max_new_tokens=most)
 
     assert (tokens, end.accepted_tokens) == (ordinary[:most], most - 1)
-    assert (end.completion_tokens, end.reason) == (most, FinishReason.LENGTH)
+    assert (end.completion_tokens, end.finish_reason) == (most, FinishReason.LENGTH)
     await driver.empty()
 
 
@@ -133,7 +133,7 @@ async def test_a_stop_token_within_ends_the_answer_as_usual(start: Any, plan: An
     for _ in range(2):
         tokens, end = await driver.answer(ids, chosen, stop_token_ids=(stop,), max_new_tokens=TOKENS, ignore_eos=False)
         assert (tokens, end.accepted_tokens) == (ordinary[:end_at], end_at)
-        assert (end.completion_tokens, end.reason) == (end_at + 1, FinishReason.STOP)
+        assert (end.completion_tokens, end.finish_reason) == (end_at + 1, FinishReason.STOP)
     await driver.empty()
 
 
@@ -153,7 +153,7 @@ async def test_a_stop_string_within_ends_the_answer_as_usual(start: Any, plan: A
     tokens, end = await driver.answer(ids, chosen, stop=(stop,), max_new_tokens=TOKENS)
 
     assert tokens == expected
-    assert (end.completion_tokens, end.reason) == (ended.completion_tokens, FinishReason.STOP)
+    assert (end.completion_tokens, end.finish_reason) == (ended.completion_tokens, FinishReason.STOP)
     assert 3 <= end.accepted_tokens < ended.completion_tokens <= at + 2
     await driver.empty()
 

@@ -7,9 +7,8 @@ import renewal_quality
 from renewal_methods import FULL
 from renewal_quality import Bench, Rows, chosen, run
 
-from presift.core.answer import AnswerDelta
+from presift.core.answer import AnswerDelta, Finished
 from presift.core.generation import FinishReason
-from presift.target.engine import Finished
 
 METHODS = ["draft24/512", "renew12/512"]
 

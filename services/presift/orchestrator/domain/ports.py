@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.answer import AnswerDelta, AnswerFormat, TokenLogprob
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished
 from presift.core.errors import DraftUnavailable
-from presift.core.generation import EngineLoad, FinishReason, Sampling
+from presift.core.generation import EngineLoad, Sampling
 from presift.core.kv_plan import KvPlan
-from presift.core.masks import KvMask
 from presift.core.plan import CompressedPrompt, ModelInfo, Route
 from presift.core.policies import Policy
 from presift.core.spans import Span
@@ -70,42 +69,16 @@ class Draft(DraftScorer, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """The end of a target's stream: tokens, and milliseconds from the request's arrival at the target.
+class Usage(Finished):
+    """The end of a target's stream. `ttft_ms` is the time from the request's arrival at the target to its first token.
 
-    `replica` names the process that answered, `load` is its engine's last known load. `reasoning_tokens` are those
-    before the answer, 0 if unknown. `migrated`: a second target continued the answer; the counts are those of the whole
-    answer, the rest is what the second target reported.
-
-    On routes that drop KV: `reused_entry` says whether the compressed entry was found. `score_ms` and `publish_ms` are
-    the time to select and to copy. `coverage` is the share of the scoring queries' attention on the kept pairs (None if
-    nothing was scored), `coverage_min` the lowest of all selections. `kv_mask` are the kept pairs, if requested and
-    selected in this call. `renewals` and `renewals_skipped` count how often KV was selected anew, and was due to be but
-    was not; `accepted_tokens` the lookahead tokens that began the answer. `kv_tokens_peak` and `kv_tokens_mean` are the
-    KV tokens of prompt and answer over the decode steps, 0 without a KV plan.
+    `replica` names the process that answered, `load` is its engine's last known load. `migrated`: a second target
+    continued the answer; the counts are those of the whole answer, the rest is what the second target reported.
     """
 
-    prompt_tokens: int
-    kv_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    finish_reason: FinishReason
-    ttft_ms: float
-    reused_entry: bool = False
-    score_ms: float = 0.0
-    publish_ms: float = 0.0
-    coverage: float | None = None
-    kv_mask: KvMask | None = None
+    ttft_ms: float = field(kw_only=True)
     replica: str = ""
     load: EngineLoad | None = None
-    reasoning_tokens: int = 0
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    renewals: int = 0
-    renewals_skipped: int = 0
-    accepted_tokens: int = 0
-    kv_tokens_peak: int = 0
-    kv_tokens_mean: float = 0.0
-    coverage_min: float | None = None
     migrated: bool = False
 
 

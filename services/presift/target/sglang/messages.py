@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from presift.core.answer import AnswerDelta, ParsedText, TokenLogprob
+from presift.core.answer import AnswerDelta, Finished, ParsedText, TokenLogprob
 from presift.core.generation import FinishReason
 from presift.core.stop_strings import StopStrings
-from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.engine import Event, GenerateRequest
 from presift.target.sglang.aborts import aborted
 from presift.target.sglang.answer_parser import AnswerParser, joined
 from presift.target.sglang.parsers import Parsers, Prepared
@@ -135,7 +135,7 @@ class AnswerReader:
     def _finished(self, meta: dict[str, Any], end: FinishReason) -> Finished:
         common: dict[str, Any] = {
             "completion_tokens": meta["completion_tokens"],
-            "reason": end,
+            "finish_reason": end,
             "reasoning_tokens": meta.get("reasoning_tokens") or 0,
             "prompt_logprobs": token_logprobs(*self._prompt_lists),
         }

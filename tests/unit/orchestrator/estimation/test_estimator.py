@@ -29,7 +29,7 @@ TARGET, DRAFT = (ModelInfo(name, "r1", "f", 32_768, 4, 2, 1000) for name in ("ta
 IDS = np.arange(2000, dtype=np.uint32) % 1000
 PROMPT = TokenizedPrompt(IDS, ())
 PC, KV = SpecPc(500, start_layer=3, lookahead_tokens=5), SpecKv(200, lookahead_tokens=6)
-USAGE = Usage(2000, 2000, 0, 21, FinishReason.LENGTH, 300.0)
+USAGE = Usage(2000, 0, 21, FinishReason.LENGTH, 2000, ttft_ms=300.0)
 
 
 def plan(route=Route.FULL, read=2000, policy=None, kv_plan=None, **changes):

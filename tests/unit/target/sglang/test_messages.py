@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from presift.core.answer import AnswerDelta, AnswerFormat, ParsedText, TokenLogprob
+from presift.core.answer import AnswerDelta, AnswerFormat, Finished, ParsedText, TokenLogprob
 from presift.core.errors import (
     BudgetExceeded,
     InternalError,
@@ -24,7 +24,7 @@ from presift.core.generation import FinishReason, Grammar, GrammarKind, Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
 from presift.core.policies import SpecKv
-from presift.target.engine import Event, Finished, GenerateRequest
+from presift.target.engine import Event, GenerateRequest
 from presift.target.sglang.engine import _events
 from presift.target.sglang.messages import AnswerReader, token_logprobs
 from presift.target.sglang.parsers import NO_PARSERS, Prepared
