@@ -14,7 +14,7 @@ from presift.core.policies import SpecPc
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.services import draft_service
 from presift.orchestrator.backends.target_client import TargetClient
-from presift.orchestrator.domain.ports import ReplicaRef
+from presift.orchestrator.domain.ports import ReplicaRef, TargetRequest
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.quarantine import has_died
@@ -85,7 +85,7 @@ async def fleet(open_house):
 
 
 async def answer(fleet, token_ids):
-    call = fleet.client.generate(token_ids, Sampling(max_new_tokens=2), "", Deadline.within(20.0))
+    call = fleet.client.generate(TargetRequest(token_ids, Sampling(max_new_tokens=2)), Deadline.within(20.0))
     return [event async for event in call.events()]
 
 
@@ -122,7 +122,7 @@ async def test_a_death_amid_the_answer_counts(fleet):
     for target in fleet.targets:
         target.faults.survives, target.pause_after = True, 1
     for _ in range(2):
-        call = fleet.client.generate(DEADLY, Sampling(max_new_tokens=2), "", Deadline.within(20.0))
+        call = fleet.client.generate(TargetRequest(DEADLY, Sampling(max_new_tokens=2)), Deadline.within(20.0))
         events = call.events()
         await anext(events)
         busy = next(target for target in fleet.targets if target.running)
@@ -139,7 +139,9 @@ async def test_equal_prompts_that_die_together_at_one_replica_count_once(fleet):
         target.faults.survives, target.pause_after = True, 1
     replica = ReplicaRef(fleet.client._pool.usable()[0].name, "")
     together = [
-        fleet.client.generate(DEADLY, Sampling(max_new_tokens=2), "", Deadline.within(20.0), replica=replica).events()
+        fleet.client.generate(
+            TargetRequest(DEADLY, Sampling(max_new_tokens=2)), Deadline.within(20.0), replica=replica
+        ).events()
         for _ in range(3)
     ]
     for events in together:

@@ -14,7 +14,7 @@ from presift.core.generation import FinishReason
 from presift.core.masks import KvMask
 from presift.draft import servicer as draft_servicer
 from presift.orchestrator.api.grpc import servicer
-from presift.orchestrator.backends import target_client, target_request
+from presift.orchestrator.backends import target_client, target_codec
 from presift.rpc.large_input import received_bytes
 from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.target import servicer as target_servicer
@@ -51,10 +51,10 @@ def noted(monkeypatch):
 @SIZES
 async def test_an_orchestrator_reads_and_sends(open_house, noted, ids, in_loop):
     noted(servicer, "request_from_wire")
-    noted(target_request.TargetRequest, "_message")
+    noted(target_codec, "generate_message")
     house = await open_house(target=model("target", context_tokens=2**20))
     assert (await house.ask(ids, route=plan_pb2.ROUTE_FULL)).usage.prompt_tokens == len(ids)
-    assert noted.seen == {"request_from_wire": in_loop, "_message": in_loop}
+    assert noted.seen == {"request_from_wire": in_loop, "generate_message": in_loop}
 
 
 @SIZES

@@ -14,6 +14,7 @@ from presift.core.plan import Route
 from presift.orchestrator.api.grpc.requests import request_from_wire
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.domain.caller import Caller
+from presift.orchestrator.domain.ports import TargetRequest
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.planning import draft_stage
@@ -631,7 +632,7 @@ async def test_by_name(house):
 
     target = TargetClient(f"dns:///localhost:{house.ports['target']}", 2**20)
     assert (await target.info()).model.id == "target"
-    call = target.generate(ids(*prompt(1)), Sampling(max_new_tokens=2), "", Deadline.within(20.0))
+    call = target.generate(TargetRequest(ids(*prompt(1)), Sampling(max_new_tokens=2)), Deadline.within(20.0))
     events = [event async for event in call.read_ahead()]
     assert isinstance(events[-1], Usage)
     assert [event.token_ids for event in events[:-1]] == [(each,) for each in prompt(1)[::-1][:2]]

@@ -18,15 +18,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from presift.core.answer import AnswerDelta, AnswerFormat
+from presift.core.answer import AnswerDelta
 from presift.core.errors import PresiftError, TargetUnavailable
-from presift.core.generation import Sampling
-from presift.core.kv_plan import KvPlan
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
-from presift.orchestrator.backends.target_codec import usage_from_wire
-from presift.orchestrator.backends.target_request import TargetRequest
-from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, Usage
+from presift.orchestrator.backends.target_codec import request_to_wire, usage_from_wire
+from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, TargetRequest, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import answer_codec
 from presift.rpc.client.stream_reader import read_ahead
@@ -101,19 +98,14 @@ class TargetClient:
 
     def generate(
         self,
-        token_ids: NDArray[np.uint32],
-        sampling: Sampling,
-        cache_salt: str,
+        request: TargetRequest,
         deadline: Deadline,
-        kv_plan: KvPlan | None = None,
         *,
         replica: ReplicaRef = ANY_REPLICA,
-        answer_format: AnswerFormat | None = None,
         remainder: RemainderOf | None = None,
     ) -> TargetCall:
-        request = TargetRequest(token_ids, sampling, cache_salt, kv_plan, answer_format)
-        limits = _Limits(deadline, self._idle_s)
-        return TargetCall(self._pool, request, limits, replica, self._attempts(token_ids), remainder=remainder)
+        limits, tried = _Limits(deadline, self._idle_s), self._attempts(request.token_ids)
+        return TargetCall(self._pool, request, limits, replica, tried, remainder=remainder)
 
     async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
@@ -293,13 +285,13 @@ class TargetCall:
         if rest is None or not self._pool.retry_budget.take():
             return False
         self._lost = tried.all[-1].address
-        self._request = TargetRequest(rest.token_ids, rest.sampling, self._request.cache_salt, rest.kv_plan)
+        self._request = rest
         return True
 
     async def _opened(self) -> _Opened:
         deadline, tried = self._deadline, self._tried
         deadline.check()
-        message = await self._request.to_wire()
+        message = await request_to_wire(self._request)
 
         async def attempt() -> _Opened:
             if self._is_cancelled:

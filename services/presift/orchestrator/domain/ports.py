@@ -114,16 +114,19 @@ ANY_REPLICA = ReplicaRef()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Remainder:
-    """The request for the rest of an answer: `token_ids` uint32[tokens] are the prompt and the answer so far."""
+class TargetRequest:
+    """What a target is to generate; `token_ids` uint32[tokens]. Requests with different salts share no KV. With an
+    `answer_format` the deltas have their text."""
 
     token_ids: NDArray[np.uint32]
     sampling: Sampling
-    kv_plan: KvPlan | None
+    cache_salt: str = ""
+    kv_plan: KvPlan | None = None
+    answer_format: AnswerFormat | None = None
 
 
-# From the tokens of an answer so far; None if the answer cannot be continued.
-RemainderOf = Callable[[Sequence[int]], Remainder | None]
+# The request for the rest of an answer, from its tokens so far; None if it cannot be continued.
+RemainderOf = Callable[[Sequence[int]], TargetRequest | None]
 
 
 class AnswerCall(Protocol):
@@ -163,17 +166,13 @@ class Target(Protocol):
 
     def generate(
         self,
-        token_ids: NDArray[np.uint32],
-        sampling: Sampling,
-        cache_salt: str,
+        request: TargetRequest,
         deadline: Deadline,
-        kv_plan: KvPlan | None = None,
         *,
         replica: ReplicaRef = ANY_REPLICA,
-        answer_format: AnswerFormat | None = None,
         remainder: RemainderOf | None = None,
     ) -> AnswerCall:
-        """A call that begins when its events are read. With an `answer_format` the deltas have their text.
+        """A call that begins when its events are read.
 
         With `remainder`, another replica continues the answer, once, if its replica is lost after the first token.
         """

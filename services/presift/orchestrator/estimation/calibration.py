@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import DraftScorer, Target, TargetInfo, Usage
+from presift.orchestrator.domain.ports import DraftScorer, Target, TargetInfo, TargetRequest, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.choice import Defaults
@@ -134,7 +134,7 @@ class Calibration:
         assert self._models.target is not None
         model, sampling = self._models.target.model, Sampling(max_new_tokens=STEPS + 1, ignore_eos=True)
         usage, first, last = None, 0.0, 0.0
-        call = self._target.generate(ids, sampling, salt, Deadline.within(self._limit_s))
+        call = self._target.generate(TargetRequest(ids, sampling, salt), Deadline.within(self._limit_s))
         async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 last = time.perf_counter()

@@ -8,8 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from presift.core.answer import AnswerDelta
-from presift.core.generation import Sampling
-from presift.orchestrator.domain.ports import Remainder, Usage
+from presift.orchestrator.domain.ports import TargetRequest, Usage
 from presift.orchestrator.domain.request import Request
 from presift.orchestrator.estimation.observation import AnswerObservation
 from presift.orchestrator.pipeline.events import Delta, Report, length_warnings
@@ -30,26 +29,27 @@ class DecodedAnswer:
     number: int
     plan: Plan
     request: Request
-    sampling: Sampling
+    asked: TargetRequest
     detokenizer: Detokenizer
 
     @classmethod
     def of(cls, number: int, plan: Plan, request: Request, tokenizer: PromptTokenizer) -> DecodedAnswer:
         sampling = sampling_of(request.sampling, number)
+        asked = TargetRequest(plan.read_ids, sampling, plan.tokens.salt, plan.kv_plan, request.answer_format)
         detokenizer = Detokenizer(tokenizer.backend, sampling.stop, keeps_special=sampling.keep_special_tokens)
-        return cls(number, plan, request, sampling, detokenizer)
+        return cls(number, plan, request, asked, detokenizer)
 
     @property
     def migrates(self) -> bool:
         """Whether another target may continue it."""
-        return self.request.migrate and can_migrate(self.sampling, self.plan.kv_plan, self.request.answer_format)
+        return self.request.migrate and can_migrate(self.asked)
 
-    def remainder(self, token_ids: Sequence[int]) -> Remainder | None:
+    def remainder(self, token_ids: Sequence[int]) -> TargetRequest | None:
         """What to ask another target after these tokens of the answer, all of which were decoded."""
         # It would not find a stop string that begins in its prompt.
         if self.detokenizer.may_be_stopping:
             return None
-        return remainder_of(self.plan.read_ids, self.sampling, self.plan.kv_plan, token_ids)
+        return remainder_of(self.asked, token_ids)
 
 
 async def decoded(
@@ -64,7 +64,7 @@ async def decoded(
     ttft_ms, token_ids, began = 0.0, list[int](), parts.estimator.now
     # Not made current: the context of an async generator is that of its consumer.
     span = tracer().start_span("decode", record_exception=False, set_status_on_exception=False)
-    with span, parts.estimator.answering(plan, answer.sampling.max_new_tokens) as reading:
+    with span, parts.estimator.answering(plan, answer.asked.sampling.max_new_tokens) as reading:
         async with aclosing(events):
             async for event in events:
                 now_ms = (time.perf_counter() - metrics.arrived) * 1000
@@ -81,7 +81,7 @@ async def decoded(
                             plan, event, ttft_ms, now_ms, reading.was_uncontended, tokens, began
                         )
                         parts.estimator.observe(observed)
-                        parts.guard.offer(plan, answer.sampling, answer.request.answer_format, tokens)
+                        parts.guard.offer(plan, answer.asked.sampling, answer.request.answer_format, tokens)
                     if text := detokenizer.finish():
                         yield Delta(text, (), choice=answer.number)
                     warnings = plan.tokens.warnings + length_warnings(answer.request, event)

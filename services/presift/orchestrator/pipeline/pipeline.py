@@ -104,16 +104,8 @@ class Pipeline:
 
         def stream(number: int) -> AnswerStream:
             answer = DecodedAnswer.of(number, plan, request, self.parts.tokenizer)
-            call = self.parts.target.generate(
-                plan.read_ids,
-                answer.sampling,
-                plan.tokens.salt,
-                deadline,
-                plan.kv_plan,
-                replica=plan.replica,
-                answer_format=request.answer_format,
-                remainder=answer.remainder if answer.migrates else None,
-            )
+            remainder = answer.remainder if answer.migrates else None
+            call = self.parts.target.generate(answer.asked, deadline, replica=plan.replica, remainder=remainder)
             return AnswerStream(decoded(answer, call.events(), self.parts, metrics), call.cancel)
 
         held = Held(partial(self.parts.answer_bytes.part, request.tenant), held_bytes)

@@ -14,7 +14,7 @@ from presift.core.errors import InternalError, TargetUnavailable
 from presift.core.generation import Sampling
 from presift.core.kv_plan import KvPlan
 from presift.core.masks import KvMask
-from presift.orchestrator.domain.ports import Target, Usage
+from presift.orchestrator.domain.ports import Target, TargetRequest, Usage
 from presift.orchestrator.routing.decision import Plan
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import in_thread
@@ -64,7 +64,8 @@ class KeptKvReader:
         return await self._generate(plan, replace(kv_plan, keep_full_prefix=False), salt, deadline)
 
     async def _generate(self, plan: Plan, kv_plan: KvPlan, salt: str, deadline: Deadline) -> Usage:
-        call = self._target.generate(plan.read_ids, _ONE_TOKEN, salt, deadline, kv_plan, replica=plan.replica)
+        request = TargetRequest(plan.read_ids, _ONE_TOKEN, salt, kv_plan)
+        call = self._target.generate(request, deadline, replica=plan.replica)
         async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 if isinstance(event, Usage):

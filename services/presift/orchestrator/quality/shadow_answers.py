@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from presift.core.plan import Route
-from presift.orchestrator.domain.ports import Target, Usage
+from presift.orchestrator.domain.ports import Target, TargetRequest, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.planning.compressor import Compressor
 from presift.orchestrator.planning.draft_stage import DraftStage
@@ -71,15 +71,8 @@ class ShadowAnswers:
 
     async def _answer(self, plan: Plan, sample: Sample) -> tuple[int, ...]:
         answer, began = list[int](), self._estimator.now
-        call = self._target.generate(
-            plan.read_ids,
-            sample.sampling,
-            plan.tokens.salt,
-            NO_DEADLINE,
-            plan.kv_plan,
-            replica=plan.replica,
-            answer_format=sample.answer_format,
-        )
+        request = TargetRequest(plan.read_ids, sample.sampling, plan.tokens.salt, plan.kv_plan, sample.answer_format)
+        call = self._target.generate(request, NO_DEADLINE, replica=plan.replica)
         async with aclosing(call.read_ahead()) as events:
             async for event in events:
                 if isinstance(event, Usage):
