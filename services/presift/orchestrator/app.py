@@ -14,6 +14,7 @@ from presift.cache.factory import open_build_lock, open_store
 from presift.cache.store import CacheLimits, Operation, Outcome, Store
 from presift.core.errors import PresiftError
 from presift.orchestrator.admission.admission import Admission, QueueLimits
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.admission.factory import open_usage_limits
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
@@ -44,7 +45,6 @@ from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.quality.shadow_answers import ShadowAnswers
 from presift.orchestrator.routing.choice import Defaults
 from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.certificates import TlsFiles
 from presift.rpc.security.peer import Peer
 from presift.telemetry.gauges import Gauge

@@ -8,6 +8,7 @@ import openai
 
 from presift.core.generation import FinishReason
 from presift.core.plan import ModelInfo, Route
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.api.http.app import application
 from presift.orchestrator.api.http.call import Access
 from presift.orchestrator.api.http.endpoints import CompletionEndpoints, EndpointOptions
@@ -17,7 +18,6 @@ from presift.orchestrator.pipeline.events import Report
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import Decision
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.server.active_calls import ActiveCalls
 
 from .house import byte_tokenizer, template

@@ -12,10 +12,10 @@ import pytest
 
 from presift.core.errors import DeadlineExceeded
 from presift.orchestrator.admission.admission import QueueLimits
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.api.http import body, call, connections, server
 from presift.orchestrator.api.http.reply import Reply
 from presift.orchestrator.config.settings import OrchestratorSettings
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.certificates import TlsFiles
 
 from ..fakes.authority import NAMES, Authority

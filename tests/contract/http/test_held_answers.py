@@ -8,10 +8,10 @@ from array import array
 import pytest
 
 from presift.core.errors import Overloaded
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.api.http.answers import Answer
 from presift.orchestrator.api.http.reply import Reply
 from presift.orchestrator.pipeline.events import Delta
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.v1 import target_pb2
 
 from ..fakes.openai_door import MODEL

@@ -22,11 +22,11 @@ from presift.core.answer import AnswerDelta
 from presift.core.errors import PresiftError, TargetUnavailable
 from presift.orchestrator.backends.affinity import affinity_key
 from presift.orchestrator.backends.services import count_pick, fetch_target_info, target_error, target_pool
+from presift.orchestrator.backends.stream_reader import read_ahead
 from presift.orchestrator.backends.target_codec import request_to_wire, usage_from_wire
 from presift.orchestrator.domain.ports import ANY_REPLICA, RemainderOf, ReplicaRef, TargetInfo, TargetRequest, Usage
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.rpc import answer_codec
-from presift.rpc.client.stream_reader import read_ahead
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import LARGE_BYTES, in_thread_if_large
 from presift.rpc.pool.balancer import least_loaded, within_bound
@@ -154,7 +154,7 @@ class _Opened:
 class _Watched:
     """The events of a stream; raises TimeoutError if one is waited for longer than `idle_s`.
 
-    The reader is not cancelled but the stream, see `rpc/client/stream_reader.py`. One timer a call, not one an event.
+    The reader is not cancelled but the stream, see `stream_reader`. One timer a call, not one an event.
     """
 
     def __init__(

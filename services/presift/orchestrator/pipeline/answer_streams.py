@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 
+from presift.orchestrator.backends.stream_reader import Held, buffered
 from presift.orchestrator.pipeline.events import Delta, Report, joined
-from presift.rpc.client.stream_reader import Held, buffered
 
 Put = Callable[[Delta | Report], None]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from presift.cache.store import Store
 from presift.orchestrator.admission.admission import Admission
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.admission.quotas import Quotas
 from presift.orchestrator.backends.model_registry import ModelRegistry
 from presift.orchestrator.domain.ports import Target
@@ -15,7 +16,6 @@ from presift.orchestrator.planning.planner import Planner
 from presift.orchestrator.planning.request_context import PromptReader
 from presift.orchestrator.prompt.tokenizer import PromptTokenizer
 from presift.orchestrator.quality.guard import QualityGuard
-from presift.rpc.client.answer_bytes import AnswerBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from presift.core.plan import Route
 from presift.orchestrator.admission.admission import Slot
 from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import RequestCost, request_cost
+from presift.orchestrator.backends.stream_reader import Held
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.orchestrator.domain.ports import TargetInfo
 from presift.orchestrator.domain.request import Request, TokenizedPrompt
@@ -34,7 +35,6 @@ from presift.orchestrator.planning.answer_length import cut_to_context
 from presift.orchestrator.planning.capabilities import narrowed_to_target
 from presift.orchestrator.planning.request_context import Reservation
 from presift.orchestrator.routing.decision import Plan
-from presift.rpc.client.stream_reader import Held
 from presift.rpc.deadline import NO_DEADLINE, Deadline
 
 

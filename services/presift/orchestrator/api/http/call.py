@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from presift.core.errors import InternalError, PermissionDenied, PresiftError
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
 from presift.orchestrator.api.auth.authenticator import Authenticator
 from presift.orchestrator.api.auth.claimed_tenant import tenant_from_metadata
 from presift.orchestrator.api.http.disconnect import Client
@@ -22,7 +23,6 @@ from presift.orchestrator.api.http.hosts import AllowedHosts
 from presift.orchestrator.api.http.reply import Reply, do_nothing, no_buffers
 from presift.orchestrator.api.http.wire_format import COMPLETIONS, WireFormat
 from presift.orchestrator.domain.caller import Caller
-from presift.rpc.client.answer_bytes import AnswerBytes
 from presift.rpc.security.service_token import AUTHORIZATION
 from presift.rpc.server.active_calls import ActiveCalls
 from presift.rpc.server.error_interceptor import without_text

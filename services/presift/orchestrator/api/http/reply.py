@@ -15,10 +15,10 @@ from typing import Any
 from starlette.types import Send
 
 from presift.core.errors import Overloaded, PresiftError
+from presift.orchestrator.admission.answer_bytes import WaitingAnswer
 from presift.orchestrator.api.http.errors import error_response
 from presift.orchestrator.api.http.parameter_names import ParameterNames
 from presift.orchestrator.api.http.wire_format import COMPLETIONS, WireFormat
-from presift.rpc.client.answer_bytes import WaitingAnswer
 
 # A whole response is handed to the connection in pieces of _PIECE_BYTES, as its client reads. Behind TLS asyncio would
 # take it at once, and tell nothing about what was read.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from presift.core.errors import Overloaded
-from presift.rpc.client.answer_bytes import AnswerPart, Drop, WaitingAnswer
+from presift.orchestrator.admission.answer_bytes import AnswerPart, Drop, WaitingAnswer
 from presift.rpc.tasks import retrieve_error
 
 T = TypeVar("T")

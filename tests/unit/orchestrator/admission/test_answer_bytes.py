@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 
 from presift.core.errors import Overloaded
-from presift.rpc.client import answer_bytes
-from presift.rpc.client.answer_bytes import AnswerBytes
-from presift.rpc.client.stream_reader import Held, buffered
+from presift.orchestrator.admission import answer_bytes
+from presift.orchestrator.admission.answer_bytes import AnswerBytes
+from presift.orchestrator.backends.stream_reader import Held, buffered
 
 STALLED_S = answer_bytes._STALLED_S
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from presift.rpc.client.stream_reader import MAX_PIECES, buffered, read_ahead
+from presift.orchestrator.backends.stream_reader import MAX_PIECES, buffered, read_ahead
 
 
 def together(pieces):
