@@ -94,40 +94,40 @@ def is_value(value: object) -> bool:
     return type(value).__module__.startswith("presift.orchestrator") and dataclasses.is_dataclass(value)
 
 
-def requests(first: int, house: Any, kv_house: Any) -> Iterator[tuple[str, Any, list[int], Any, tuple[str, str, bool]]]:
-    """(name, house, prompt, options, expected route, cache outcome and continuation), in the order in which to ask."""
+def requests(first: int, stack: Any, kv_stack: Any) -> Iterator[tuple[str, Any, list[int], Any, tuple[str, str, bool]]]:
+    """(name, stack, prompt, options, expected route, cache outcome and continuation), in the order in which to ask."""
     short, prompt, turn = (list(range(first, first + tokens)) for tokens in (20, 100, 120))
     kv, later = {"route": plan_pb2.ROUTE_SPEC_KV}, {"kv": {"continue_prompt_tokens": len(prompt)}}
-    yield "full, below the threshold", house, short, {}, ("FULL", "NOT_USED", False)
-    yield "spec_pc, cache miss", house, prompt, {}, ("SPEC_PC", "MISS", False)
-    yield "spec_pc, cache hit", house, prompt, {}, ("SPEC_PC", "HIT", False)
-    yield "spec_kv, cache miss", kv_house, prompt, kv, ("SPEC_KV", "MISS", False)
-    yield "spec_kv, later turn", kv_house, turn, kv | later, ("SPEC_KV", "NOT_USED", True)
-    yield "four routes, cache miss", kv_house, prompt[1:], {}, ("SPEC_PC", "MISS", False)
+    yield "full, below the threshold", stack, short, {}, ("FULL", "NOT_USED", False)
+    yield "spec_pc, cache miss", stack, prompt, {}, ("SPEC_PC", "MISS", False)
+    yield "spec_pc, cache hit", stack, prompt, {}, ("SPEC_PC", "HIT", False)
+    yield "spec_kv, cache miss", kv_stack, prompt, kv, ("SPEC_KV", "MISS", False)
+    yield "spec_kv, later turn", kv_stack, turn, kv | later, ("SPEC_KV", "NOT_USED", True)
+    yield "four routes, cache miss", kv_stack, prompt[1:], {}, ("SPEC_PC", "MISS", False)
 
 
 async def measure(tree: Path) -> dict[str, dict[str, Any]]:
-    from tests.contract.fakes.house import House, Options
+    from tests.contract.fakes.stack import Options, Stack
 
     assert presift.__file__.startswith(f"{tree}/"), presift.__file__
     routes = (plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC)
-    houses = [House(Options()), House(Options(routes=routes))]
-    for house in houses:
-        await house.start()
-        await house.connect()
-    trace, found = Trace(tree, type(houses[0].target).Generate.__code__), {}
+    stacks = [Stack(Options()), Stack(Options(routes=routes))]
+    for stack in stacks:
+        await stack.start()
+        await stack.connect()
+    trace, found = Trace(tree, type(stacks[0].target).Generate.__code__), {}
     sys.setprofile(trace)
     threading.setprofile(trace)
     for number in range(ROUNDS):
-        for name, house, prompt, options, expected in requests(100 + 150 * number, *houses):
+        for name, stack, prompt, options, expected in requests(100 + 150 * number, *stacks):
             await asyncio.sleep(SETTLE_S)  # what the last request left to do
             trace.start()
-            answer = await house.ask(prompt, **options)
+            answer = await stack.ask(prompt, **options)
             got = (answer.route, answer.cache, answer.decision.continued)
             assert got == expected and not trace.active, f"{name}: {got}"
             found[name] = trace.counts()
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
     return found
 
 

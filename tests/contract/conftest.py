@@ -1,54 +1,54 @@
-"""The house of fakes, and telemetry in memory."""
+"""The stack of fakes, and telemetry in memory."""
 
 import pytest
 
-from .fakes.house import House, Options
-from .fakes.openai_door import OpenaiDoor
+from .fakes.http_api import HttpApi
+from .fakes.stack import Options, Stack
 from .fakes.telemetry import Telemetry
 
 
 @pytest.fixture
 async def build():
-    """options -> a house that was not connected yet; all are stopped at the end."""
-    houses = []
+    """options -> a stack that was not connected yet; all are stopped at the end."""
+    stacks = []
 
     async def build(**options):
-        houses.append(House(Options(**options)))
-        await houses[-1].start()
-        return houses[-1]
+        stacks.append(Stack(Options(**options)))
+        await stacks[-1].start()
+        return stacks[-1]
 
     yield build
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
 
 
 @pytest.fixture
-def open_house(build):
-    """options -> a house that is ready."""
+def open_stack(build):
+    """options -> a stack that is ready."""
 
-    async def open_house(**options):
+    async def open_stack(**options):
         return await (await build(**options)).connect()
 
-    return open_house
+    return open_stack
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house()
+async def stack(open_stack):
+    return await open_stack()
 
 
 @pytest.fixture
-async def open_door():
-    """house, options -> its HTTP door; closed before the house is."""
-    doors = []
+async def open_http_api():
+    """stack, options -> its HTTP API; closed before the stack is."""
+    apis = []
 
-    async def open_door(house, **options):
-        doors.append(await OpenaiDoor(house, **options).start())
-        return doors[-1]
+    async def open_http_api(stack, **options):
+        apis.append(await HttpApi(stack, **options).start())
+        return apis[-1]
 
-    yield open_door
-    for door in doors:
-        await door.stop()
+    yield open_http_api
+    for api in apis:
+        await api.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The house as a distribution: what it needs, what an import costs, and the sizes that keep it readable."""
+"""The stack as a distribution: what it needs, what an import costs, and the sizes that keep it readable."""
 
 import ast
 import json

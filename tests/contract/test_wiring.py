@@ -24,74 +24,74 @@ from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.routing.quality_gate import QualityGate, Thresholds
 from presift.v1 import plan_pb2
 
-from .fakes.house import ALL_ROUTES
 from .fakes.services import hangs
+from .fakes.stack import ALL_ROUTES
 
 LONG = list(range(1, 201))
 KV = plan_pb2.ROUTE_SPEC_KV
 
 
-async def prefills(house):
-    await house.ask(LONG, route=KV)
-    assert house.target.prefills
+async def prefills(stack):
+    await stack.ask(LONG, route=KV)
+    assert stack.target.prefills
 
 
-async def continues(house):
-    first = await house.ask(LONG, route=KV)
-    later = await house.ask([*LONG, 5], route=KV, kv={"continue_prompt_tokens": first.decision.prompt_tokens})
+async def continues(stack):
+    first = await stack.ask(LONG, route=KV)
+    later = await stack.ask([*LONG, 5], route=KV, kv={"continue_prompt_tokens": first.decision.prompt_tokens})
     assert later.decision.continued
 
 
-async def switches_off(house):
+async def switches_off(stack):
     """Every compressed answer is wrong, so that the guard switches the route off."""
-    house.target.answer = lambda request: [7] * 100 if request.HasField("kv_plan") else request.token_ids[::-1]
+    stack.target.answer = lambda request: [7] * 100 if request.HasField("kv_plan") else request.token_ids[::-1]
     for first in range(3):
-        await house.ask([first + 900, *LONG], route=KV)
-        await house.settle(lambda first=first: [each.samples for each in house.guard.qualities()] in ([first + 1], [0]))
-    assert (await house.ask(LONG, route=KV)).reason == "ROUTE_SWITCHED_OFF"
+        await stack.ask([first + 900, *LONG], route=KV)
+        await stack.settle(lambda first=first: [each.samples for each in stack.guard.qualities()] in ([first + 1], [0]))
+    assert (await stack.ask(LONG, route=KV)).reason == "ROUTE_SWITCHED_OFF"
 
 
-async def holds_quota(house):
+async def holds_quota(stack):
     running = []
-    house.target.answer = lambda request: running.append(house.options.quotas.held_calls) or request.token_ids
-    await house.ask(LONG)
+    stack.target.answer = lambda request: running.append(stack.options.quotas.held_calls) or request.token_ids
+    await stack.ask(LONG)
     assert running == [1]
 
 
-async def claims_lock(house):
-    before = house.options.lease.claims
-    await house.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC)
-    assert house.options.lease.claims == before + 1
+async def claims_lock(stack):
+    before = stack.options.lease.claims
+    await stack.ask(LONG, route=plan_pb2.ROUTE_SPEC_PC)
+    assert stack.options.lease.claims == before + 1
 
 
-async def limits(house):
-    house.target.pause_after = 1
-    first = asyncio.create_task(house.ask(LONG))
-    await house.settle(lambda: house.target.running == 1)
-    second = asyncio.create_task(house.ask(LONG))
+async def limits(stack):
+    stack.target.pause_after = 1
+    first = asyncio.create_task(stack.ask(LONG))
+    await stack.settle(lambda: stack.target.running == 1)
+    second = asyncio.create_task(stack.ask(LONG))
     await asyncio.wait([second], timeout=1)
-    house.target.gate.set()
+    stack.target.gate.set()
     await first
     with pytest.raises(Exception, match="RESOURCE_EXHAUSTED"):
         await second
 
 
-async def stops_calibration(house):
-    house.draft.faults.append(hangs)
-    house.calibration.start()
-    await house.settle(lambda: house.draft.calls)
-    await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
-    assert house.calibration._task.cancelling()
+async def stops_calibration(stack):
+    stack.draft.faults.append(hangs)
+    stack.calibration.start()
+    await stack.settle(lambda: stack.draft.calls)
+    await stack.ask(LONG, route=plan_pb2.ROUTE_FULL)
+    assert stack.calibration._task.cancelling()
 
 
-async def learns(house):
-    await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
-    again = await house.ask(LONG, route=plan_pb2.ROUTE_FULL)
+async def learns(stack):
+    await stack.ask(LONG, route=plan_pb2.ROUTE_FULL)
+    again = await stack.ask(LONG, route=plan_pb2.ROUTE_FULL)
     assert again.decision.predicted_ttft_ms < 30
 
 
 class CountingQuotas(Quotas):
-    """Counts the calls that it holds; the tenants of this house have no limits."""
+    """Counts the calls that it holds; the tenants of this stack have no limits."""
 
     held_calls = 0
 
@@ -165,10 +165,10 @@ def fault(request):
 
 
 @pytest.fixture
-def opened(open_house, fault):
+def opened(open_stack, fault):
     async def opened():
         named = {"routes": ALL_ROUTES, "quotas": CountingQuotas(), "estimator": CostEstimator(prefills=True)}
-        return await open_house(**named | fault.options)
+        return await open_stack(**named | fault.options)
 
     return opened
 

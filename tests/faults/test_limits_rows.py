@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from presift.core.limits import Limit
 
-from ..contract.fakes.house import Refusal
+from ..contract.fakes.stack import Refusal
 from . import limit_senders
 from .bare_stack import BareStack, bare_stack, with_tokenizer
 from .limit_senders import FIXED_BYTES, HTTP, METHODS, STALL_S, Case, cases, numbers, tables
@@ -31,7 +31,7 @@ TIMEOUT_S = 120
 
 
 @dataclass
-class Doors:
+class Services:
     """Connections to all services. `told` is the last refusal."""
 
     stack: BareStack
@@ -67,26 +67,26 @@ class Doors:
 
 
 @pytest.fixture(scope="module")
-def doors(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+def services(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     logs = tmp_path_factory.mktemp("limits")
     model = with_tokenizer(tiny_model("tinyq"), logs / "model")
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_metadata_size", 2**20)]
     with bare_stack(model, logs) as stack:
         channels = {name: grpc.insecure_channel(stack.address(name), options) for name in stack.processes}
         with httpx.Client(base_url=f"http://{stack.http_address}", timeout=TIMEOUT_S) as http:
-            yield Doors(stack, channels, http)
+            yield Services(stack, channels, http)
         for channel in channels.values():
             channel.close()
         assert stack.errors() == []
 
 
-def measured(doors: Doors, case: Case) -> LimitRow:
+def measured(services: Services, case: Case) -> LimitRow:
     """Send the request of this case, and look at its service meanwhile."""
-    size, send = doors.send(case, case.make())
-    doors.stack.take_stall_s(case.service)
-    before = doors.stack.reset_peak(case.service)
+    size, send = services.send(case, case.make())
+    services.stack.take_stall_s(case.service)
+    before = services.stack.reset_peak(case.service)
     outcome = send()
-    stall_s, grown = doors.stack.take_stall_s(case.service), doors.stack.peak_bytes(case.service) - before
+    stall_s, grown = services.stack.take_stall_s(case.service), services.stack.peak_bytes(case.service) - before
     most = FIXED_BYTES + case.bytes_per_byte * size
     return LimitRow(case.name, case.method, size, outcome, stall_s, grown, most, case.stall_s)
 
@@ -95,24 +95,24 @@ CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.method} {case.name}" for case in CASES])
-def test_a_request_at_its_limit(doors: Doors, results: Results, case: Case) -> None:
-    row = measured(doors, case)
+def test_a_request_at_its_limit(services: Services, results: Results, case: Case) -> None:
+    row = measured(services, case)
     results.limits.append(row)
-    assert row.outcome == case.outcome, doors.told
+    assert row.outcome == case.outcome, services.told
     assert row.complaints() == []
 
 
-def test_large_explanations_are_made_one_after_another(doors: Doors) -> None:
+def test_large_explanations_are_made_one_after_another(services: Services) -> None:
     """Otherwise a caller who asks for a few at once could fill the orchestrator."""
     case = next(each for each in CASES if each.name.startswith("explained spans") and each.method == HTTP)
     callers = 6
-    one = measured(doors, case).grown_bytes
-    sends = [doors.send(case, case.make())[1] for _ in range(callers)]
-    before = doors.stack.reset_peak(case.service)
+    one = measured(services, case).grown_bytes
+    sends = [services.send(case, case.make())[1] for _ in range(callers)]
+    before = services.stack.reset_peak(case.service)
     with ThreadPoolExecutor(callers) as threads:
         outcomes = Counter(threads.map(lambda send: send(), sends))
-    grown = doors.stack.peak_bytes(case.service) - before
-    assert outcomes == {"answered": callers}, doors.told
+    grown = services.stack.peak_bytes(case.service) - before
+    assert outcomes == {"answered": callers}, services.told
     rendered = callers * 48 * 2**20  # bodies that are not sent yet
     assert grown < one + rendered + FIXED_BYTES
 
@@ -138,18 +138,18 @@ def test_a_new_row_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_senders() == ["MAX_NEW", "draft.limits.NEW"]
 
 
-def test_the_loop_is_watched(doors: Doors) -> None:
+def test_the_loop_is_watched(services: Services) -> None:
     """The measure sees work of the loop: an idle service has next to none, and a batch of prompts some."""
-    doors.stack.take_stall_s("orchestrator")
-    idle_s = doors.stack.take_stall_s("orchestrator")
+    services.stack.take_stall_s("orchestrator")
+    idle_s = services.stack.take_stall_s("orchestrator")
     case = next(each for each in CASES if each.name.startswith("prompts"))
-    assert idle_s < STALL_S / 10 < measured(doors, case).stall_s
+    assert idle_s < STALL_S / 10 < measured(services, case).stall_s
 
 
 @pytest.mark.parametrize("service", ["draft", "orchestrator"])
-def test_collections_leave_out_what_a_service_has_loaded(doors: Doors, service: str) -> None:
+def test_collections_leave_out_what_a_service_has_loaded(services: Services, service: str) -> None:
     """Also what is imported after the start: transformers and torch are most of 300,000 objects, which take 0.1 s."""
-    assert doors.stack.frozen_objects(service) > 200_000
+    assert services.stack.frozen_objects(service) > 200_000
 
 
 def test_what_is_complained_of() -> None:

@@ -23,7 +23,7 @@ B = "quiet"
 
 
 @dataclass(frozen=True)
-class House:
+class Tenants:
     """A running stack and the keys of its tenants."""
 
     stack: BareStack
@@ -31,7 +31,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def tenants(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tenants]:
     logs = tmp_path_factory.mktemp("neighbours")
     keys = {tenant: new_key() for tenant in (B, *(scenario.tenant for scenario in SCENARIOS))}
     limits = {scenario.tenant: {"tokens_per_minute": scenario.tokens_per_minute} for scenario in SCENARIOS}
@@ -41,14 +41,14 @@ def house(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     model = with_tokenizer(tiny_model("tinyq"), logs / "model")
     ours = [f"--api-keys-file={logs / 'keys.json'}", f"--max-calls={MAX_CALLS}"]
     with bare_stack(model, logs, target_flags=flags, orchestrator_flags=ours) as stack:
-        yield House(stack, keys)
+        yield Tenants(stack, keys)
         assert stack.errors() == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def quiet(house: House) -> AsyncIterator[QuietTenant]:
+async def quiet(tenants: Tenants) -> AsyncIterator[QuietTenant]:
     """Tenant B, warm, and the first that the target hears."""
-    tenant = QuietTenant(house.stack.address("orchestrator"), house.keys[B])
+    tenant = QuietTenant(tenants.stack.address("orchestrator"), tenants.keys[B])
     await tenant.listen()
     yield tenant
     await tenant.aclose()
@@ -57,8 +57,8 @@ async def quiet(house: House) -> AsyncIterator[QuietTenant]:
 @pytest.mark.faults
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=[scenario.tenant for scenario in SCENARIOS])
-async def test_a_noisy_neighbour(house: House, quiet: QuietTenant, results: Results, scenario: Scenario) -> None:
-    row = await play(house.stack, scenario, house.keys, quiet)
+async def test_a_noisy_neighbour(tenants: Tenants, quiet: QuietTenant, results: Results, scenario: Scenario) -> None:
+    row = await play(tenants.stack, scenario, tenants.keys, quiet)
     results.neighbours.append(row)
     assert row.complaints() == []
 

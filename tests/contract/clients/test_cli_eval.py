@@ -17,9 +17,9 @@ from presift.cli.app import app
 from presift.core.errors import DeadlineExceeded, Overloaded
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 
-from ..fakes.doors import door
-from ..fakes.house import ALL_ROUTES
+from ..fakes.api_keys import key_authenticator
 from ..fakes.services import model, raises
+from ..fakes.stack import ALL_ROUTES
 
 PLACES = os.pathsep.join(str(Path(package.__file__).parents[1]) for package in (presift, presift_client))
 FLAGS = ("--routes", "spec_pc,spec_kv", "--budgets", "25%,60", "--max-new-tokens", "8")
@@ -28,8 +28,8 @@ ALL = {(f"q{number}", arm) for number in range(3) for arm in ARMS}
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=4000))
+async def stack(open_stack):
+    return await open_stack(routes=ALL_ROUTES, target=model("target", context_tokens=4000))
 
 
 def write(path, *lines):
@@ -45,10 +45,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def words(house, folder):
+def words(stack, folder):
     """Arguments -> the words of the command."""
     return lambda *arguments: [
-        str(word) for word in ("eval", folder / "prompts.jsonl", "--address", house.address, *FLAGS, *arguments)
+        str(word) for word in ("eval", folder / "prompts.jsonl", "--address", stack.address, *FLAGS, *arguments)
     ]
 
 
@@ -66,12 +66,12 @@ def kept(folder):
     return found
 
 
-async def test_three_prompts(house, folder, run):
+async def test_three_prompts(stack, folder, run):
     result = await run("--json", folder / "out.json")
     assert result.exit_code == 0, result.output
     assert set(kept(folder)) == ALL and "<b>why" not in (folder / "prompts.results.jsonl").read_text()
-    assert len(house.target.calls) == 15
-    assert {(call.sampling.max_new_tokens, call.sampling.temperature) for call in house.target.calls} == {(8, 0.0)}
+    assert len(stack.target.calls) == 15
+    assert {(call.sampling.max_new_tokens, call.sampling.temperature) for call in stack.target.calls} == {(8, 0.0)}
     found = json.loads((folder / "out.json").read_text())
     everything, *by_length = found["tables"]
     rows = {row["arm"]: row for row in everything["rows"]}
@@ -84,8 +84,8 @@ async def test_three_prompts(house, folder, run):
     assert all(name in result.stdout for name in ("all prompts: 3", "of full (95%)", *ARMS, "only 3 scored prompts"))
 
 
-async def test_short_prompts_are_compressed_too(house, folder, run):
-    """The house compresses prompts above 32 tokens."""
+async def test_short_prompts_are_compressed_too(stack, folder, run):
+    """The stack compresses prompts above 32 tokens."""
     write(folder / "prompts.jsonl", {"prompt": "d" * 28})
     result = await run("--budgets", "16")
     assert result.exit_code == 0 and "other routes" not in result.stdout, result.output
@@ -94,8 +94,8 @@ async def test_short_prompts_are_compressed_too(house, folder, run):
     assert "note: spec_pc 16: of 1 answers, other routes gave 1 by full (below_threshold)" in result.stdout
 
 
-async def test_auto_is_asked_without_a_budget(house, folder, run):
-    """And without a threshold: the house compresses prompts above 32 tokens."""
+async def test_auto_is_asked_without_a_budget(stack, folder, run):
+    """And without a threshold: the stack compresses prompts above 32 tokens."""
     write(folder / "prompts.jsonl", {"prompt": "d" * 28}, {"prompt": "d" * 300 + "why?"})
     result = await run("--routes", "auto,spec_pc", "--budgets", "16")
     assert result.exit_code == 0, result.output
@@ -110,14 +110,14 @@ async def test_auto_is_asked_without_a_budget(house, folder, run):
     assert "note: auto: of 2 answers, the router's choice gave 1 by full (below_threshold), 1 by " in result.stdout
 
 
-async def test_repeated_prompts_are_asked_and_counted_once(house, folder, run):
+async def test_repeated_prompts_are_asked_and_counted_once(stack, folder, run):
     write(folder / "prompts.jsonl", *({"prompt": "d" * 300, "expected": "d"} for _ in range(3)))
     result = await run("--budgets", "60", "--routes", "spec_pc")
-    assert result.exit_code == 0 and "all prompts: 1\n" in result.stdout and len(house.target.calls) == 2
+    assert result.exit_code == 0 and "all prompts: 1\n" in result.stdout and len(stack.target.calls) == 2
     assert f"lines of {folder / 'prompts.jsonl'} that repeat a prompt: 2; each prompt counts once" in result.stderr
 
 
-async def test_results_may_be_in_another_folder(house, folder, run):
+async def test_results_may_be_in_another_folder(stack, folder, run):
     (folder / "out").mkdir()
     assert (await run("--limit", 1, "--results", folder / "out")).exit_code == 0
     assert (await run("--limit", 1, "--results", folder / "other.jsonl")).exit_code == 0
@@ -125,7 +125,7 @@ async def test_results_may_be_in_another_folder(house, folder, run):
     assert [len(path.read_text().splitlines()) for path in found] == [5, 5]
 
 
-async def test_the_arms_take_turns(house, folder, run):
+async def test_the_arms_take_turns(stack, folder, run):
     assert (await run()).exit_code == 0
     order = [(line["id"], ARMS.index(line["arm"])) for line in map(json.loads, results_lines(folder))]
     assert order == [(f"q{n}", (n + place) % 5) for n in range(3) for place in range(5)]
@@ -135,8 +135,8 @@ def results_lines(folder):
     return (folder / "prompts.results.jsonl").read_text().splitlines()
 
 
-async def test_the_page_shows_what_was_kept_in_the_worst_cases(house, folder, run):
-    house.target.answer = lambda request: request.token_ids[: 8 if len(request.token_ids) > 100 else 2]
+async def test_the_page_shows_what_was_kept_in_the_worst_cases(stack, folder, run):
+    stack.target.answer = lambda request: request.token_ids[: 8 if len(request.token_ids) > 100 else 2]
     write(folder / "prompts.jsonl", {"id": "<q>", "prompt": "<script>x" + "d" * 300 + "why?"})
     result = await run("--html", folder / "page.html", "--routes", "spec_pc,spec_kv", "--budgets", "60")
     assert result.exit_code == 0, result.output
@@ -146,10 +146,10 @@ async def test_the_page_shows_what_was_kept_in_the_worst_cases(house, folder, ru
     assert "worst cases" in result.stdout and "<q>, spec_pc 60: differs" in result.stdout
 
 
-async def test_ctrl_c_keeps_what_is_done(house, folder, words):
+async def test_ctrl_c_keeps_what_is_done(stack, folder, words):
     """And the next run asks for the rest alone."""
-    gate = house.target.gate
-    house.target.answer = lambda request: request.token_ids[::-1]
+    gate = stack.target.gate
+    stack.target.answer = lambda request: request.token_ids[::-1]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from presift.cli.entry import main; main()", *words(),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": PLACES},
@@ -157,20 +157,20 @@ async def test_ctrl_c_keeps_what_is_done(house, folder, words):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     results = folder / "prompts.results.jsonl"
-    await house.settle(lambda: results.exists() and len(results_lines(folder)) >= 3)
-    house.target.pause_after = 1
-    await house.settle(lambda: house.target.running == 1 and len(house.target.calls) == len(results_lines(folder)) + 1)
+    await stack.settle(lambda: results.exists() and len(results_lines(folder)) >= 3)
+    stack.target.pause_after = 1
+    await stack.settle(lambda: stack.target.running == 1 and len(stack.target.calls) == len(results_lines(folder)) + 1)
     process.send_signal(signal.SIGINT)
     _, errors = await process.communicate()
     assert process.returncode == 130 and b"the same command continues" in errors and b"Traceback" not in errors
     done = kept(folder)
-    await house.settle(lambda: house.target.running == 0)
-    assert 3 <= len(done) < 15 and house.target.cancelled == 1
+    await stack.settle(lambda: stack.target.running == 0)
+    assert 3 <= len(done) < 15 and stack.target.cancelled == 1
     gate.set()
-    calls = len(house.target.calls)
+    calls = len(stack.target.calls)
     code, _ = await again(words)
     assert code == 0 and set(kept(folder)) == ALL and kept(folder).items() >= done.items()
-    assert len(house.target.calls) == calls + 15 - len(done)
+    assert len(stack.target.calls) == calls + 15 - len(done)
 
 
 async def again(words, *arguments):
@@ -178,18 +178,18 @@ async def again(words, *arguments):
     return result.exit_code, result.stderr
 
 
-async def test_a_finished_evaluation_asks_for_nothing(house, folder, words):
+async def test_a_finished_evaluation_asks_for_nothing(stack, folder, words):
     await again(words)
-    calls = len(house.target.calls)
+    calls = len(stack.target.calls)
     code, errors = await again(words, "--limit", 2)
-    assert code == 0 and "0 answers to ask for" in errors and len(house.target.calls) == calls
+    assert code == 0 and "0 answers to ask for" in errors and len(stack.target.calls) == calls
     code, errors = await again(words, "--limit", 1, "--temperature", 0.5)
-    assert code == 0 and "5 answers to ask for" in errors and len(house.target.calls) == calls + 5
+    assert code == 0 and "5 answers to ask for" in errors and len(stack.target.calls) == calls + 5
     code, errors = await again(words, "--limit", 1, "--budgets", "60,25%,61")
     assert code == 0 and "2 answers to ask for" in errors
 
 
-async def test_an_error_of_one_prompt_is_a_result(house, folder, run):
+async def test_an_error_of_one_prompt_is_a_result(stack, folder, run):
     write(folder / "prompts.jsonl", {"prompt": "d" * 5000}, {"prompt": "d" * 300})
     result = await run("--budgets", "60")
     assert result.exit_code == 0, result.output
@@ -198,19 +198,19 @@ async def test_an_error_of_one_prompt_is_a_result(house, folder, run):
     assert kept(folder)["1", "spec_pc 60"]["answer"]["read_tokens"] == 60
 
 
-async def test_an_error_of_one_call_is_asked_for_again(house, folder, run):
-    house.target.pause_after = 1
+async def test_an_error_of_one_call_is_asked_for_again(stack, folder, run):
+    stack.target.pause_after = 1
     result = await run("--limit", 1, "--budgets", "60", "--deadline", 0.3)
     assert result.exit_code == 1 and "note: answers missing: 3; the same command" in result.stdout
     assert re.search("note: spec_kv 60: 1 requests failed; 1 of them: .*deadline", result.stdout, re.IGNORECASE)
-    house.target.gate.set()
+    stack.target.gate.set()
     assert (await run("--limit", 1, "--budgets", "60")).exit_code == 0 and len(kept(folder)) == 3
 
 
-async def test_a_failed_call_may_have_read_its_prompt(house, folder, run):
+async def test_a_failed_call_may_have_read_its_prompt(stack, folder, run):
     """So the next answer to it is no first reading."""
     flags = ("--limit", 1, "--routes", "spec_kv,spec_pc", "--budgets", "60")
-    house.target.faults.append(raises(DeadlineExceeded("the deadline passed")))
+    stack.target.faults.append(raises(DeadlineExceeded("the deadline passed")))
     assert (await run(*flags)).exit_code == 1
     first = {arm: line["answer"]["first_reading"] for (_, arm), line in kept(folder).items()}
     assert first == {"spec_kv 60": False, "spec_pc 60": False}
@@ -218,37 +218,37 @@ async def test_a_failed_call_may_have_read_its_prompt(house, folder, run):
     assert not kept(folder)["q0", "full"]["answer"]["first_reading"]
 
 
-async def test_a_lost_service_ends_the_run(house, folder, run, monkeypatch):
+async def test_a_lost_service_ends_the_run(stack, folder, run, monkeypatch):
     monkeypatch.setattr("presift.cli.evaluation.runner._PAUSE_S", 0.01)
-    house.target.die_after = 2
+    stack.target.die_after = 2
     result = await run()
     assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith("error: ") and result.stdout == ""
-    assert len(house.target.calls) >= 5 and kept(folder) == {}
+    assert len(stack.target.calls) >= 5 and kept(folder) == {}
 
 
-async def test_overload_is_waited_for(house, folder, run):
-    house.target.faults.extend(raises(Overloaded("max_waiting", "64", "64", 0.05)) for _ in range(2))
+async def test_overload_is_waited_for(stack, folder, run):
+    stack.target.faults.extend(raises(Overloaded("max_waiting", "64", "64", 0.05)) for _ in range(2))
     assert (await run("--limit", 1)).exit_code == 0 and len(kept(folder)) == 5
 
 
-async def test_concurrency_is_bounded(house, folder, run):
-    house.target.pause_after = 1
+async def test_concurrency_is_bounded(stack, folder, run):
+    stack.target.pause_after = 1
     task = asyncio.create_task(run("--concurrency", 2))
-    await house.settle(lambda: house.target.running == 2)
+    await stack.settle(lambda: stack.target.running == 2)
     await asyncio.sleep(0.2)
-    assert house.target.running == 2
-    house.target.gate.set()
+    assert stack.target.running == 2
+    stack.target.gate.set()
     assert (await task).exit_code == 0 and set(kept(folder)) == ALL
 
 
-async def test_an_unauthenticated_run_ends_at_once(open_house, folder):
-    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
-    words = ["eval", str(folder / "prompts.jsonl"), "--address", house.address]
+async def test_an_unauthenticated_run_ends_at_once(open_stack, folder):
+    stack = await open_stack(auth_interceptors=(AuthInterceptor(key_authenticator()),), salt="deployment")
+    words = ["eval", str(folder / "prompts.jsonl"), "--address", stack.address]
     result = await asyncio.to_thread(CliRunner().invoke, app, words)
-    assert result.exit_code == 1 and result.stderr.startswith("error: ") and house.target.calls == []
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and stack.target.calls == []
 
 
-async def test_misuse_is_an_error_before_any_request(house, folder, run):
+async def test_misuse_is_an_error_before_any_request(stack, folder, run):
     for arguments, message in (
         (("--routes", "spec_cp"), "routes has 'spec_cp'"),
         (("--budgets", "2x"), "budgets has '2x'"),
@@ -261,11 +261,11 @@ async def test_misuse_is_an_error_before_any_request(house, folder, run):
     write(folder / "prompts.jsonl", {"prompt": "a"}, {"prompt": "b", "expected": 5})
     result = await run()
     assert result.exit_code == 1 and "prompts.jsonl, line 2: expected is 5" in result.stderr
-    assert house.target.calls == []
+    assert stack.target.calls == []
 
 
-async def test_a_route_that_is_not_served(open_house, folder):
-    house = await open_house()
-    words = ["eval", str(folder / "prompts.jsonl"), "--address", house.address, "--routes", "spec_kv"]
+async def test_a_route_that_is_not_served(open_stack, folder):
+    stack = await open_stack()
+    words = ["eval", str(folder / "prompts.jsonl"), "--address", stack.address, "--routes", "spec_kv"]
     result = await asyncio.to_thread(CliRunner().invoke, app, words)
     assert result.exit_code == 1 and "routes has 'spec_kv', which is not served here" in result.stderr

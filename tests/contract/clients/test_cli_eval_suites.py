@@ -9,24 +9,24 @@ from typer.testing import CliRunner
 from presift.cli.app import app
 
 from ...suite_packages import install_all
-from ..fakes.house import ALL_ROUTES
 from ..fakes.services import model
+from ..fakes.stack import ALL_ROUTES
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=5000))
+async def stack(open_stack):
+    return await open_stack(routes=ALL_ROUTES, target=model("target", context_tokens=5000))
 
 
 @pytest.fixture
-def run(house, tmp_path, monkeypatch):
+def run(stack, tmp_path, monkeypatch):
     """Arguments -> the result of the command, which begins in an empty folder."""
     install_all(tmp_path / "site")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("PRESIFT_HOME", str(tmp_path / "home"))
-    flags = ("eval", "--address", house.address, "--routes", "spec_pc", "--budgets", "25%")
+    flags = ("eval", "--address", stack.address, "--routes", "spec_pc", "--budgets", "25%")
     return lambda *arguments: asyncio.to_thread(CliRunner().invoke, app, list(map(str, (*flags, *arguments))))
 
 
@@ -36,7 +36,7 @@ def prompts(tmp_path):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-async def test_ruler(house, run, tmp_path):
+async def test_ruler(stack, run, tmp_path):
     words = ("--suite", "ruler", "--tasks", "niah_red,niah_blue", "--per-task", 1, "--json", tmp_path / "out.json")
     result = await run(*words)
     assert result.exit_code == 0, result.output
@@ -44,7 +44,7 @@ async def test_ruler(house, run, tmp_path):
     # A token is a byte. Prompt and answer have 4,096, less eleven words that did not fit; the template is not counted.
     text = prompts(tmp_path)[0]["messages"][0]["content"]
     assert 4096 - 132 <= len(text.encode()) + 8 <= 4096
-    assert {call.sampling.max_new_tokens for call in house.target.calls} == {8}
+    assert {call.sampling.max_new_tokens for call in stack.target.calls} == {8}
     assert len((tmp_path / "here" / "ruler.results.jsonl").read_text().splitlines()) == 4
     tables = json.loads((tmp_path / "out.json").read_text())["tables"]
     kinds = [table["kind"] for table in tables if table["lengths"] == "all"]
@@ -53,7 +53,7 @@ async def test_ruler(house, run, tmp_path):
     assert again.exit_code == 0 and "0 answers to ask for" in again.stderr and "1 prompts of niah" not in again.stderr
 
 
-async def test_agent_sessions(house, run, tmp_path):
+async def test_agent_sessions(stack, run, tmp_path):
     result = await run("--suite", "agent_sessions", "--lengths", "1k,1k", "--max-new-tokens", 600)
     assert result.exit_code == 0, result.output
     found = prompts(tmp_path)
@@ -61,15 +61,15 @@ async def test_agent_sessions(house, run, tmp_path):
     assert all(line["messages"][-1]["role"] == "user" for line in found)
 
 
-async def test_a_route_that_is_not_served_is_an_error_before_any_prompt_is_made(open_house, run, tmp_path):
+async def test_a_route_that_is_not_served_is_an_error_before_any_prompt_is_made(open_stack, run, tmp_path):
     """The last --address counts."""
-    other = await open_house(target=model("target", context_tokens=5000))
+    other = await open_stack(target=model("target", context_tokens=5000))
     result = await run("--suite", "ruler", "--address", other.address, "--routes", "spec_kv")
     assert result.exit_code == 1 and "routes has 'spec_kv', which is not served here" in result.stderr
     assert not list(tmp_path.glob("home/suites/*"))
 
 
-async def test_misuse_is_an_error_before_any_prompt_is_made(house, run, tmp_path):
+async def test_misuse_is_an_error_before_any_prompt_is_made(stack, run, tmp_path):
     for arguments, message in (
         ((), "give either FILE.jsonl or --suite"),
         (("--suite", "rulers"), "suite is 'rulers'"),
@@ -80,4 +80,4 @@ async def test_misuse_is_an_error_before_any_prompt_is_made(house, run, tmp_path
     ):
         result = await run(*arguments)
         assert result.exit_code == 1 and message in result.stderr and result.stdout == "", message
-    assert not list(tmp_path.glob("home/suites/*")) and house.target.calls == []
+    assert not list(tmp_path.glob("home/suites/*")) and stack.target.calls == []

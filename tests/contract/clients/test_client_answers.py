@@ -9,8 +9,8 @@ import presift_client as pc
 from presift.core.errors import InternalError, Overloaded
 
 from ..fakes.clients import CLIENTS, Asynchronous, Blocking
-from ..fakes.house import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, WINDOW
 from ..fakes.services import CONTEXT, DRAFT_CONTEXT, VOCABULARY, hangs, keep, model, raises
+from ..fakes.stack import ALL_ROUTES, CAPACITY, CASCADE, KV_CAPACITY, WINDOW
 
 LONG = list(range(100, 200))
 CHAT = [
@@ -20,13 +20,13 @@ CHAT = [
 
 
 @pytest.fixture(params=CLIENTS.values(), ids=CLIENTS)
-async def client(request, house):
-    client = request.param(house.address)
+async def client(request, stack):
+    client = request.param(stack.address)
     yield client
     await client.aclose()
 
 
-async def test_generate_token_ids(house, client):
+async def test_generate_token_ids(stack, client):
     generation = await client.generate(token_ids=LONG, max_new_tokens=5)
     assert generation.token_ids == tuple(LONG[i] for i in keep(100, CAPACITY, WINDOW))[::-1][:5]
     decision = generation.decision
@@ -54,10 +54,10 @@ async def test_stream_has_one_decision_then_deltas_then_one_usage(client):
     assert "".join(event.text for event in events[1:-1]) == "cba"
 
 
-async def test_messages_with_protected_parts(house, client):
+async def test_messages_with_protected_parts(stack, client):
     await client.generate(messages=CHAT, max_prompt_tokens=80, max_new_tokens=1)
     rendered = f"<system>be brief</system><user>{'d' * 1100}why?</user><assistant>"
-    (score,) = house.draft.calls
+    (score,) = stack.draft.calls
     assert len(score.token_ids) == len(rendered)
     assert [(span.start, span.end) for span in score.protected_spans] == [
         (0, rendered.index("dd")),
@@ -65,31 +65,31 @@ async def test_messages_with_protected_parts(house, client):
     ]
 
 
-async def test_protected_message(house, client):
+async def test_protected_message(stack, client):
     # The second of three user turns: neither the question nor the system prompt.
     chat = [{"role": "user", "content": text} for text in ("a" * 50, "b" * 5, "?")]
     chat[1]["protected"] = True
     await client.generate(messages=chat, max_prompt_tokens=70, max_new_tokens=1)
     rendered = "".join(f"<user>{message['content']}</user>" for message in chat) + "<assistant>"
-    spans = [(span.start, span.end) for span in house.draft.calls[0].protected_spans]
+    spans = [(span.start, span.end) for span in stack.draft.calls[0].protected_spans]
     assert spans == [(0, rendered.index("a" * 50)), (rendered.index("a" * 50) + 50, len(rendered))]
 
 
-async def test_tools_are_rendered_and_protected(house, client):
+async def test_tools_are_rendered_and_protected(stack, client):
     tools = [{"name": "lookup", "description": "finds ä"}]
     chat = [{"role": "user", "content": "x" * 60}, {"role": "user", "content": "?"}]
     await client.generate(messages=chat, tools=tools, max_prompt_tokens=110, max_new_tokens=1)
     head = f"<tools>{tools}</tools><user>".encode()
-    first = house.draft.calls[0].protected_spans[0]
+    first = stack.draft.calls[0].protected_spans[0]
     assert (first.start, first.end) == (0, len(head))
 
 
-async def test_protected_spans_of_token_ids(house, client):
+async def test_protected_spans_of_token_ids(stack, client):
     generation = await client.generate(token_ids=LONG, protected_spans=[(50, 53)], max_new_tokens=16)
     assert set(range(150, 153)) <= set(generation.token_ids)
 
 
-async def test_every_option_arrives(house, client):
+async def test_every_option_arrives(stack, client):
     await client.generate(
         token_ids=LONG,
         route="spec_pc",
@@ -107,20 +107,20 @@ async def test_every_option_arrives(house, client):
         ignore_eos=True,
         deadline_s=30.0,
     )
-    sampling = house.target.calls[0].sampling
-    assert len(house.target.calls[0].token_ids) == 18
+    sampling = stack.target.calls[0].sampling
+    assert len(stack.target.calls[0].token_ids) == 18
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.25, 7)
     assert (sampling.seed, list(sampling.stop), list(sampling.stop_token_ids)) == (11, ["zz"], [4])
     assert sampling.ignore_eos
 
 
-async def test_every_kv_option_arrives_and_every_result_comes_back(open_house):
-    house = await open_house(routes=ALL_ROUTES)
-    for client in (Asynchronous(house.address), Blocking(house.address)):
+async def test_every_kv_option_arrives_and_every_result_comes_back(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
+    for client in (Asynchronous(stack.address), Blocking(stack.address)):
         options = {"token_ids": LONG, "route": "spec_kv", "max_kv_tokens": 21, "max_new_tokens": 2}
         kv = {"kv_selection": "target_lookahead", "keep_full_prefix": False, "kv_lookahead_tokens": 2}
         first = await client.generate(**options, **kv)
-        plan, decision, usage = house.target.calls[-1].kv_plan, first.decision, first.usage
+        plan, decision, usage = stack.target.calls[-1].kv_plan, first.decision, first.usage
         assert (plan.policy.capacity, len(plan.lookahead_token_ids), plan.keep_full_prefix) == (20, 2, False)
         assert (decision.kv_capacity, decision.kv_selection, decision.kv_tokens) == (20, "target_lookahead", 21)
         assert (decision.keep_full_prefix, decision.continued, usage.kv_tokens) == (False, False, 21)
@@ -132,35 +132,35 @@ async def test_every_kv_option_arrives_and_every_result_comes_back(open_house):
         await client.aclose()
 
 
-async def test_every_option_of_renewal_arrives(open_house):
-    house = await open_house(routes=ALL_ROUTES)
-    for client in (Asynchronous(house.address), Blocking(house.address)):
+async def test_every_option_of_renewal_arrives(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
+    for client in (Asynchronous(stack.address), Blocking(stack.address)):
         options = {"kv_lookahead": "target", "first_full_tokens": 4, "renew_every": 3, "renew_window": 2}
         decision = (await client.generate(token_ids=LONG, route="spec_kv", **options)).decision
-        policy = house.target.calls[-1].kv_plan.policy
+        policy = stack.target.calls[-1].kv_plan.policy
         assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (4, 3, 2)
         assert {name: getattr(decision, name) for name in options} == options and decision.draft is None
         await client.aclose()
 
 
-async def test_a_client_sees_renewals_and_those_that_were_skipped(open_house):
-    house = await open_house(routes=ALL_ROUTES)
+async def test_a_client_sees_renewals_and_those_that_were_skipped(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
 
     def report(usage):
         usage.renewals, usage.renewals_skipped, usage.accepted_tokens = 3, 2, 1
         usage.kv_tokens_peak, usage.kv_tokens_mean, usage.coverage_min = 70, 55.5, 0.25
 
-    house.target.spoil = report
-    for client in (Asynchronous(house.address), Blocking(house.address)):
+    stack.target.spoil = report
+    for client in (Asynchronous(stack.address), Blocking(stack.address)):
         usage = (await client.generate(token_ids=LONG, route="spec_kv", max_new_tokens=2)).usage
         assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens) == (3, 2, 1)
         assert (usage.kv_tokens_peak, usage.kv_tokens_mean, usage.coverage_min) == (70, 55.5, 0.25)
         await client.aclose()
 
 
-async def test_a_mask_and_a_cascade(open_house):
-    house = await open_house(routes=ALL_ROUTES)
-    client = Asynchronous(house.address)
+async def test_a_mask_and_a_cascade(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
+    client = Asynchronous(stack.address)
     mask = (await client.generate(token_ids=LONG, route="spec_kv", kv_selection="draft_mask")).decision
     cascade = (await client.generate(token_ids=LONG, route="spec_kv_pc")).decision
     assert (mask.kv_selection, mask.kept_tokens, mask.kv_capacity) == ("draft_mask", 100, KV_CAPACITY)
@@ -183,9 +183,9 @@ async def test_info(client):
     )
 
 
-async def test_info_without_a_draft(open_house):
-    house = await open_house(draft_up=False)
-    client = Asynchronous(house.address)
+async def test_info_without_a_draft(open_stack):
+    stack = await open_stack(draft_up=False)
+    client = Asynchronous(stack.address)
     assert (await client.info()).draft is None
     await client.aclose()
 
@@ -204,10 +204,10 @@ MISUSE = {
 
 
 @pytest.mark.parametrize(("options", "kind", "word"), MISUSE.values(), ids=MISUSE)
-async def test_misuse_is_refused_before_anything_is_sent(house, client, options, kind, word):
+async def test_misuse_is_refused_before_anything_is_sent(stack, client, options, kind, word):
     with pytest.raises(kind, match=word):
         await client.generate(**options)
-    assert house.target.calls == []
+    assert stack.target.calls == []
 
 
 REFUSED = {
@@ -243,26 +243,26 @@ async def test_typed_errors(client, options, kind, details):
     assert error.retry_after_s is None and str(error)
 
 
-async def test_overloaded_says_when_to_retry(house, client):
-    house.target.faults.append(raises(Overloaded("requests", 65, "<= 64", 2.5)))
+async def test_overloaded_says_when_to_retry(stack, client):
+    stack.target.faults.append(raises(Overloaded("requests", 65, "<= 64", 2.5)))
     with pytest.raises(pc.Overloaded) as refusal:
         await client.generate(token_ids=[1])
     assert (refusal.value.retry_after_s, refusal.value.field) == (2.5, "requests")
 
 
-async def test_target_that_dies_is_unavailable(house, client):
-    house.target.die_after = 1
+async def test_target_that_dies_is_unavailable(stack, client):
+    stack.target.die_after = 1
     with pytest.raises(pc.Unavailable) as refusal:
         await client.generate(token_ids=[1, 2, 3])
-    assert refusal.value.reason == "TARGET_UNAVAILABLE" and len(house.target.calls) == 1
+    assert refusal.value.reason == "TARGET_UNAVAILABLE" and len(stack.target.calls) == 1
 
 
-async def test_defect_is_an_internal_error(house, client, monkeypatch):
+async def test_defect_is_an_internal_error(stack, client, monkeypatch):
     def broken(info):
         raise InternalError("a defect")
 
-    monkeypatch.setattr(house.models, "target", None)
-    monkeypatch.setattr(type(house.models), "target", property(broken), raising=False)
+    monkeypatch.setattr(stack.models, "target", None)
+    monkeypatch.setattr(type(stack.models), "target", property(broken), raising=False)
     with pytest.raises(pc.InternalError):
         await client.info()
 
@@ -276,32 +276,32 @@ async def test_an_unreachable_service_is_unavailable(make):
     await client.aclose()
 
 
-async def test_deadline(house, client):
-    house.target.faults.append(hangs)
+async def test_deadline(stack, client):
+    stack.target.faults.append(hangs)
     with pytest.raises(pc.DeadlineExceeded):
         await client.generate(token_ids=[1, 2], deadline_s=0.3)
-    await house.settle(lambda: house.target.running == 0)
-    assert house.target.cancelled == 1
+    await stack.settle(lambda: stack.target.running == 0)
+    assert stack.target.cancelled == 1
 
 
-async def test_leaving_early_cancels(house, client):
-    house.target.pause_after = 1
+async def test_leaving_early_cancels(stack, client):
+    stack.target.pause_after = 1
     events = await client.leave_after(2, token_ids=[1, 2, 3])
     assert events[1].token_ids == (3,)
-    await house.settle(lambda: house.target.running == 0)
-    assert house.target.cancelled == 1
+    await stack.settle(lambda: stack.target.running == 0)
+    assert stack.target.cancelled == 1
 
 
-async def test_a_cancelled_task_cancels(house):
-    client = Asynchronous(house.address)
-    house.target.pause_after = 1
+async def test_a_cancelled_task_cancels(stack):
+    client = Asynchronous(stack.address)
+    stack.target.pause_after = 1
     task = asyncio.create_task(client.generate(token_ids=[1, 2, 3]))
-    await house.settle(lambda: house.target.running == 1)
+    await stack.settle(lambda: stack.target.running == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await house.settle(lambda: house.target.running == 0)
-    assert house.target.cancelled == 1
+    await stack.settle(lambda: stack.target.running == 0)
+    assert stack.target.cancelled == 1
     await client.aclose()
 
 
@@ -314,8 +314,8 @@ SAME = {
 
 
 @pytest.mark.parametrize("options", SAME.values(), ids=SAME)
-async def test_both_clients_get_the_same(house, options):
-    clients = [Blocking(house.address), Asynchronous(house.address)]
+async def test_both_clients_get_the_same(stack, options):
+    clients = [Blocking(stack.address), Asynchronous(stack.address)]
     await clients[0].generate(**options)  # fills the cache for both
     blocking, asynchronous = [timeless(await client.generate(**options)) for client in clients]
     assert blocking == asynchronous
@@ -334,15 +334,15 @@ def timeless(generation):
     )
 
 
-async def test_one_blocking_client_serves_many_threads(house):
-    client = Blocking(house.address)
+async def test_one_blocking_client_serves_many_threads(stack):
+    client = Blocking(stack.address)
     answers = await asyncio.gather(*(client.generate(token_ids=[n, n + 1]) for n in range(16)))
     assert [answer.token_ids for answer in answers] == [(n + 1, n) for n in range(16)]
     await client.aclose()
 
 
-async def test_draft_of_another_revision_is_named(open_house):
-    house = await open_house(draft=model("draft", revision="r7"))
-    client = Asynchronous(house.address)
+async def test_draft_of_another_revision_is_named(open_stack):
+    stack = await open_stack(draft=model("draft", revision="r7"))
+    client = Asynchronous(stack.address)
     assert (await client.generate(token_ids=LONG)).decision.draft.revision == "r7"
     await client.aclose()

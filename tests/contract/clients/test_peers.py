@@ -10,8 +10,8 @@ from presift.cli.evaluation.runner import AnswerSettings
 from presift_client import AsyncClient
 
 from ...fake_sglang import FakeSglang
-from ..fakes.house import ALL_ROUTES
 from ..fakes.services import model
+from ..fakes.stack import ALL_ROUTES
 
 # The benchmarks are scripts, not a package.
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
@@ -22,16 +22,16 @@ from peers.registry import Places
 FACTS = "".join(f"Number {number} is {number * 7}.\n" for number in range(80))
 
 
-async def test_one_table_with_all(open_house, tmp_path):
+async def test_one_table_with_all(open_stack, tmp_path):
     """A token is a byte. Every text that the target reads has the budget's tokens, or a passage less."""
-    house = await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=4000))
+    stack = await open_stack(routes=ALL_ROUTES, target=model("target", context_tokens=4000))
     messages = [{"role": "user", "content": FACTS + "What is number 17?"}]
     examples = (Example("q", {"messages": messages}, ("119",), (), "contains"),)
     compared, results = arms("spec_pc", "50%", "truncation,bm25,sglang"), tmp_path / "results.jsonl"
     sglang = FakeSglang()
     with sglang.serving() as url:
         places = Places(tmp_path, url)
-        async with AsyncClient(house.address) as client:
+        async with AsyncClient(stack.address) as client:
             found = await compare(client, examples, compared, AnswerSettings(8), results, places=places)
             rows = {row.arm: row for row in found.summary.tables[0].rows}
             assert list(rows) == ["full", "spec_pc 50%", "truncation 50%", "bm25 50%", "sglang"]
@@ -41,11 +41,11 @@ async def test_one_table_with_all(open_house, tmp_path):
                 assert rows[name].first_readings == 1, name
             assert rows["sglang"].right.value == 1 and rows["sglang"].kv_tokens == 40
             assert rows["sglang"].read_share == 40 / rows["full"].read_tokens
-            assert (found.summary.missing, found.peak_mib, len(house.target.calls)) == (0, {}, 4)
+            assert (found.summary.missing, found.peak_mib, len(stack.target.calls)) == (0, {}, 4)
             # The first of the two is not measured. A second run asks nobody.
             assert len(sglang.bodies) == 2 and sglang.bodies[1]["messages"] == messages
             await compare(client, examples, compared, AnswerSettings(8), results, places=places)
-            assert (len(house.target.calls), len(sglang.bodies)) == (4, 2)
+            assert (len(stack.target.calls), len(sglang.bodies)) == (4, 2)
 
 
 MESSAGES = {"messages": [{"role": "user", "content": "x"}]}
@@ -55,12 +55,12 @@ MESSAGES = {"messages": [{"role": "user", "content": "x"}]}
     ("prompt", "limit", "words"),
     [({"prompt": "x"}, 8, "a plain text has no question of its own"), (MESSAGES, None, "max-new-tokens is not set")],
 )
-async def test_what_cannot_be_compared_is_refused_before_any_request(open_house, tmp_path, prompt, limit, words):
-    house = await open_house()
+async def test_what_cannot_be_compared_is_refused_before_any_request(open_stack, tmp_path, prompt, limit, words):
+    stack = await open_stack()
     compared, places = arms("spec_pc", "50%", "bm25,sglang"), Places(tmp_path)
-    async with AsyncClient(house.address) as client:
+    async with AsyncClient(stack.address) as client:
         with pytest.raises(ValueError, match=words):
             await compare(
                 client, (Example("q", prompt),), compared, AnswerSettings(limit), tmp_path / "r", places=places
             )
-    assert house.target.calls == []
+    assert stack.target.calls == []

@@ -14,11 +14,11 @@ from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.v1 import orchestrator_pb2_grpc
 
 from ..fakes import node
+from ..fakes.api_keys import ACME, key_authenticator
 from ..fakes.authority import Authority
 from ..fakes.clients import Asynchronous
-from ..fakes.doors import ACME, door
-from ..fakes.house import ALL_ROUTES
 from ..fakes.services import raises
+from ..fakes.stack import ALL_ROUTES
 from .test_client_retries import Flaky
 
 LONG = list(range(100, 200))
@@ -86,34 +86,34 @@ def camel_options(options):
 
 
 @pytest.mark.parametrize("options", SAME.values(), ids=SAME)
-async def test_both_clients_send_and_return_the_same(probe, open_house, options):
+async def test_both_clients_send_and_return_the_same(probe, open_stack, options):
     abilities = {"tool_call_parser": "qwen25", "reasoning_parser": "qwen3", "grammars": True}
-    house = await open_house(routes=ALL_ROUTES, abilities=abilities)
-    python = Asynchronous(house.address)
+    stack = await open_stack(routes=ALL_ROUTES, abilities=abilities)
+    python = Asynchronous(stack.address)
     try:
         await python.generate(**options)  # fills the cache for both
     except pc.InvalidRequest as refused:
-        (result,) = await probe(house.address, "generate", options=camel_options(options))
+        (result,) = await probe(stack.address, "generate", options=camel_options(options))
         assert (result["field"], result["value"]) == (refused.field, refused.value)
         return
     expected = asdict(await python.generate(**options))
     del expected["decision"]["kv_capacity"]  # computed by the Python client only
-    sent = house.target.calls[-1]
-    (result,) = await probe(house.address, "generate", options=camel_options(options))
-    assert house.target.calls[-1] == sent
+    sent = stack.target.calls[-1]
+    (result,) = await probe(stack.address, "generate", options=camel_options(options))
+    assert stack.target.calls[-1] == sent
     assert timeless(result) == as_typescript(expected)
     await python.aclose()
 
 
-async def test_a_stream_is_decision_deltas_usage(probe, house):
-    *events, left = await probe(house.address, options={"tokenIds": [97, 98, 99], "maxNewTokens": 3})
+async def test_a_stream_is_decision_deltas_usage(probe, stack):
+    *events, left = await probe(stack.address, options={"tokenIds": [97, 98, 99], "maxNewTokens": 3})
     decision, *deltas, usage = events
     assert (decision["kind"], usage["kind"], left) == ("decision", "usage", "left")
     assert {event["kind"] for event in deltas} == {"delta"}
     assert [token_id for event in deltas for token_id in event["tokenIds"]] == [99, 98, 97]
 
 
-async def test_tools_and_their_calls_arrive(probe, house):
+async def test_tools_and_their_calls_arrive(probe, stack):
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
     messages = [
         {"role": "user", "content": "what is there?"},
@@ -121,12 +121,12 @@ async def test_tools_and_their_calls_arrive(probe, house):
         {"role": "tool", "tool_call_id": "c1", "name": "look", "content": "a cat"},
     ]
     tools = [{"type": "function", "function": {"name": "look"}}]
-    python = Asynchronous(house.address)
+    python = Asynchronous(stack.address)
     outcomes = []
-    for ask in (python.generate(messages=messages, tools=tools), by_probe(probe, house, messages, tools)):
+    for ask in (python.generate(messages=messages, tools=tools), by_probe(probe, stack, messages, tools)):
         try:
             await ask
-            outcomes.append(house.target.calls[-1].token_ids)
+            outcomes.append(stack.target.calls[-1].token_ids)
         except (pc.InvalidRequest, Refused) as refused:
             outcomes.append(str(refused))
     assert outcomes[0] == outcomes[1]
@@ -137,15 +137,15 @@ class Refused(Exception):
     """An error that the probe reported."""
 
 
-async def by_probe(probe, house, messages, tools):
-    (result,) = await probe(house.address, "generate", options={"messages": messages, "tools": tools})
+async def by_probe(probe, stack, messages, tools):
+    (result,) = await probe(stack.address, "generate", options={"messages": messages, "tools": tools})
     if "error" in result:
         raise Refused(result["message"])
 
 
-async def test_explain(probe, house):
-    (result,) = await probe(house.address, "explain", options=EXPLAINED)
-    python = Asynchronous(house.address)
+async def test_explain(probe, stack):
+    (result,) = await probe(stack.address, "explain", options=EXPLAINED)
+    python = Asynchronous(stack.address)
     expected = await python.explain(messages=CHAT, route="spec_pc", max_prompt_tokens=80, max_new_tokens=5)
     assert result["text"] == expected.text and result["decision"]["route"] == expected.decision.route == "spec_pc"
     names = [field.name for field in fields(expected.spans[0]) if field.name != "kept_share"]
@@ -153,33 +153,33 @@ async def test_explain(probe, house):
     await python.aclose()
 
 
-async def test_info(probe, house):
-    (result,) = await probe(house.address, "info")
+async def test_info(probe, stack):
+    (result,) = await probe(stack.address, "info")
     assert result["target"]["id"] == "target" and "spec_pc" in result["supportedRoutes"]
     assert [replica["role"] for replica in result["replicas"]] == ["draft", "target"]
 
 
 @pytest.mark.parametrize("by", ["break", "abort"])
-async def test_leaving_a_stream_cancels_it_at_every_service(probe, house, by):
-    house.target.pause_after = 1
+async def test_leaving_a_stream_cancels_it_at_every_service(probe, stack, by):
+    stack.target.pause_after = 1
     options = {"tokenIds": [1, 2, 3], "maxNewTokens": 3}
-    task = asyncio.create_task(probe(house.address, options=options, leaveAfter=2, leaveBy=by))
-    await house.settle(lambda: house.target.cancelled == 1)
+    task = asyncio.create_task(probe(stack.address, options=options, leaveAfter=2, leaveBy=by))
+    await stack.settle(lambda: stack.target.cancelled == 1)
     result = await task
     assert [event["kind"] for event in result[:2]] == ["decision", "delta"]
     assert result[2:] == ["left"] if by == "break" else [event["error"] for event in result[2:]] == ["Cancelled"]
-    assert house.target.running == 0
+    assert stack.target.running == 0
 
 
-async def test_a_deadline_is_kept(probe, house):
-    house.target.pause_after = 1
-    *_, result = await probe(house.address, options={"tokenIds": [1, 2], "deadlineMs": 400})
+async def test_a_deadline_is_kept(probe, stack):
+    stack.target.pause_after = 1
+    *_, result = await probe(stack.address, options={"tokenIds": [1, 2], "deadlineMs": 400})
     assert (result["error"], result["code"]) == ("DeadlineExceeded", "DEADLINE_EXCEEDED")
-    await house.settle(lambda: house.target.running == 0)
+    await stack.settle(lambda: stack.target.running == 0)
 
 
-async def test_a_refusal_names_field_value_and_limit(probe, house):
-    (result,) = await probe(house.address, options={"tokenIds": LONG * 5, "route": "full"})
+async def test_a_refusal_names_field_value_and_limit(probe, stack):
+    (result,) = await probe(stack.address, options={"tokenIds": LONG * 5, "route": "full"})
     assert (result["error"], result["code"], result["reason"]) == (
         "PromptTooLong",
         "INVALID_ARGUMENT",
@@ -188,43 +188,43 @@ async def test_a_refusal_names_field_value_and_limit(probe, house):
     assert result["field"] == "prompt" and result["value"] == "500 tokens" and "400" in result["limit"]
 
 
-async def test_overloaded_says_when_to_retry(probe, house):
-    house.target.faults.append(raises(Overloaded("max_waiting", "64", "64", 2.5)))
-    (*_, result) = await probe(house.address, options={"tokenIds": [1]})
+async def test_overloaded_says_when_to_retry(probe, stack):
+    stack.target.faults.append(raises(Overloaded("max_waiting", "64", "64", 2.5)))
+    (*_, result) = await probe(stack.address, options={"tokenIds": [1]})
     assert (result["error"], result["field"], result["retryAfterMs"]) == ("Overloaded", "max_waiting", 2500)
 
 
-async def test_an_error_after_the_first_token_counts_the_delivered_tokens(probe, house):
-    house.target.die_after = 2
-    *_, result = await probe(house.address, options={"tokenIds": [1, 2, 3]})
+async def test_an_error_after_the_first_token_counts_the_delivered_tokens(probe, stack):
+    stack.target.die_after = 2
+    *_, result = await probe(stack.address, options={"tokenIds": [1, 2, 3]})
     assert (result["error"], result["deliveredTokens"]) == ("Unavailable", 2)
 
 
 @pytest.mark.parametrize("number", [-1, 1.5, 2**32])
-async def test_a_number_out_of_range_is_refused_before_anything_is_sent(probe, house, number):
-    (result,) = await probe(house.address, options={"tokenIds": [1], "maxPromptTokens": number})
-    assert "max_prompt_tokens" in result["error"] and not house.target.calls
+async def test_a_number_out_of_range_is_refused_before_anything_is_sent(probe, stack, number):
+    (result,) = await probe(stack.address, options={"tokenIds": [1], "maxPromptTokens": number})
+    assert "max_prompt_tokens" in result["error"] and not stack.target.calls
 
 
-async def test_an_unreachable_service_is_unavailable(probe, house):
-    await house.server.grpc.stop(0)
-    (result,) = await probe(house.address, options={"tokenIds": [1]})
+async def test_an_unreachable_service_is_unavailable(probe, stack):
+    await stack.server.grpc.stop(0)
+    (result,) = await probe(stack.address, options={"tokenIds": [1]})
     assert (result["error"], result["code"]) == ("Unavailable", "UNAVAILABLE")
 
 
-async def test_a_message_over_the_size_limit_is_an_invalid_request(probe, open_house):
-    house = await open_house(message_bytes=4096)
-    (result,) = await probe(house.address, options={"prompt": "x" * 5000})
+async def test_a_message_over_the_size_limit_is_an_invalid_request(probe, open_stack):
+    stack = await open_stack(message_bytes=4096)
+    (result,) = await probe(stack.address, options={"prompt": "x" * 5000})
     assert result["error"] == "InvalidRequest"
 
 
-async def test_api_key_and_tenant(probe, open_house):
-    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
-    (result,) = await probe(house.address, options={"tokenIds": [1]})
+async def test_api_key_and_tenant(probe, open_stack):
+    stack = await open_stack(auth_interceptors=(AuthInterceptor(key_authenticator()),), salt="deployment")
+    (result,) = await probe(stack.address, options={"tokenIds": [1]})
     assert result["error"] == "Unauthenticated"
-    result = await probe(house.address, client={"apiKey": ACME}, options={"tokenIds": [1]})
+    result = await probe(stack.address, client={"apiKey": ACME}, options={"tokenIds": [1]})
     assert result[0]["kind"] == "decision" and result[-2]["kind"] == "usage"
-    (result,) = await probe(house.address, client={"apiKey": ACME, "tenant": "other"}, options={"tokenIds": [1]})
+    (result,) = await probe(stack.address, client={"apiKey": ACME, "tenant": "other"}, options={"tokenIds": [1]})
     assert result["error"] == "PermissionDenied" and ACME not in str(result)
 
 

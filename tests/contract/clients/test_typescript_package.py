@@ -15,7 +15,7 @@ import pytest
 from presift.orchestrator.api.auth.interceptor import AuthInterceptor
 
 from ..fakes import node
-from ..fakes.doors import door
+from ..fakes.api_keys import key_authenticator
 
 ROOT = node.FOLDER.parents[1]
 LOCK, PACKAGE = (json.loads((node.FOLDER / name).read_text()) for name in ("package-lock.json", "package.json"))
@@ -119,17 +119,17 @@ def document(tmp_path):
     return path
 
 
-async def test_the_example_answers(house, document):
-    done = await example(document, "why?", house.address)
+async def test_the_example_answers(stack, document):
+    done = await example(document, "why?", stack.address)
     assert (done.returncode, done.stderr) == (0, "")
     first, *_, last = done.stdout.splitlines()
     assert first.startswith("full, kept ") and last.startswith("first token after ")
     assert "?yhw" in done.stdout  # the fake answers with the prompt reversed
 
 
-async def test_the_example_prints_an_error(open_house, document):
-    house = await open_house(auth_interceptors=(AuthInterceptor(door()),), salt="deployment")
-    done = await example(document, "why?", house.address)
+async def test_the_example_prints_an_error(open_stack, document):
+    stack = await open_stack(auth_interceptors=(AuthInterceptor(key_authenticator()),), salt="deployment")
+    done = await example(document, "why?", stack.address)
     assert done.returncode == 1 and done.stderr.startswith("UNAUTHENTICATED: ")
 
 

@@ -7,26 +7,26 @@ from presift.draft.request_metrics import gauges_of, record_response
 from presift.draft.work_queue import WorkQueue
 from presift.v1 import draft_pb2
 
-from .test_service import House, request
+from .test_service import Stack, request
 
 STAGES = ("queue", "prefill", "lookahead", "select")
 
 
 async def test_a_scored_prompt_is_recorded(telemetry):
-    house = House(1, 1.0)
-    await house.start()
+    stack = Stack(1, 1.0)
+    await stack.start()
 
     def told():
         stages = [telemetry.total("presift.draft.stage.duration", stage=stage) for stage in STAGES]
         return [*stages, *(telemetry.total("presift.draft.tokens", kind=kind) for kind in ("read", "lookahead"))]
 
     before = told()
-    reply = await house.stub.Score(request([1, 2, 3, 4, 5]))
+    reply = await stack.stub.Score(request([1, 2, 3, 4, 5]))
     grown = [now - old for now, old in zip(told(), before, strict=True)]
     assert grown == [1, 1, 1, 1, 5, len(reply.lookahead_token_ids)]
     by_name = {span.name: span for span in telemetry.spans}
     assert by_name["queue"].parent.span_id == by_name["score"].context.span_id
-    await house.stop()
+    await stack.stop()
 
 
 def test_a_stage_that_there_was_not_has_no_time(telemetry):

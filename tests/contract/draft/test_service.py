@@ -60,7 +60,7 @@ class FakeScorer:
             cancel.check()
 
 
-class House:
+class Stack:
     """A running server, its parts and a stub."""
 
     def __init__(self, max_queue, drain_s):
@@ -89,21 +89,21 @@ class House:
 
 
 @pytest.fixture
-async def open_house():
-    houses = []
+async def open_stack():
+    stacks = []
 
     async def build(max_queue=64, drain_s=5.0):
-        houses.append(await House(max_queue, drain_s).start())
-        return houses[-1]
+        stacks.append(await Stack(max_queue, drain_s).start())
+        return stacks[-1]
 
     yield build
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house()
+async def stack(open_stack):
+    return await open_stack()
 
 
 def request(ids, capacity=4, lookahead=0, importance=False, spans=(), **policy):
@@ -147,9 +147,9 @@ async def refused(call):
     return refusal.value
 
 
-async def test_the_highest_tokens_and_the_window_are_kept(house):
+async def test_the_highest_tokens_and_the_window_are_kept(stack):
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
-    response = await house.stub.Score(request(ids, lookahead=3, importance=True))
+    response = await stack.stub.Score(request(ids, lookahead=3, importance=True))
     mask = TokenMask.from_bits(response.token_mask.kept, response.token_mask.prompt_tokens)
     assert mask.indices.tolist() == [1, 3, 6, 7]
     assert response.coverage == pytest.approx((900 + 800 + 2 + 1) / sum(ids))
@@ -165,11 +165,11 @@ async def test_the_highest_tokens_and_the_window_are_kept(house):
 @pytest.mark.parametrize(
     ("wanted", "kept"), [(0.001, [6, 7]), (0.5, [1, 6, 7]), (0.9, [1, 3, 6, 7]), (1.0, [1, 3, 6, 7])]
 )
-async def test_a_capacity_that_adapts(house, wanted, kept):
+async def test_a_capacity_that_adapts(stack, wanted, kept):
     """900, 800 and the window cover 0.99."""
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
     adaptive = plan_pb2.Adaptive(coverage=wanted, min_capacity=2)
-    response = await house.stub.Score(request(ids, adaptive=adaptive))
+    response = await stack.stub.Score(request(ids, adaptive=adaptive))
     mask = TokenMask.from_bits(response.token_mask.kept, 8)
     assert mask.indices.tolist() == kept and not response.HasField("kv_capacity")
     assert response.coverage == pytest.approx(sum(ids[i] for i in kept) / sum(ids))
@@ -177,7 +177,7 @@ async def test_a_capacity_that_adapts(house, wanted, kept):
 
 @pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize(("wanted", "capacity"), [(0.01, 2), (0.5, 2), (0.9, 3), (1.0, 3)])
-async def test_an_adaptive_kv_capacity_is_reported_if_the_target_chooses(house, cascade, wanted, capacity):
+async def test_an_adaptive_kv_capacity_is_reported_if_the_target_chooses(stack, cascade, wanted, capacity):
     """Window and final token cover nearly nothing, the next token half, both all but 0.01."""
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
     adaptive = plan_pb2.Adaptive(coverage=wanted, min_capacity=2)
@@ -185,76 +185,76 @@ async def test_an_adaptive_kv_capacity_is_reported_if_the_target_chooses(house, 
     asked = kv_request(ids, BY_TARGET, cascade, adaptive=adaptive)
     if cascade:
         asked.policy.spec_kv_pc.prompt.CopyFrom(prompt)
-    response = await house.stub.Score(asked)
+    response = await stack.stub.Score(asked)
     assert response.kv_capacity == capacity and list(response.lookahead_token_ids) == [2, 3]
     read = 900 + 800 + 7 + 6 + 2 + 1 if cascade else sum(ids)
     assert response.kv_coverage == pytest.approx((900 + 2 + 1 + (800 if capacity == 3 else 0)) / read)
     asked.policy.spec_kv_pc.kv.ClearField("adaptive") if cascade else asked.policy.spec_kv.ClearField("adaptive")
-    assert not (await house.stub.Score(asked)).HasField("kv_capacity")
+    assert not (await stack.stub.Score(asked)).HasField("kv_capacity")
 
 
-async def test_importance_is_sent_only_if_asked_for(house):
-    assert not (await house.stub.Score(request(range(1, 9)))).importance
+async def test_importance_is_sent_only_if_asked_for(stack):
+    assert not (await stack.stub.Score(request(range(1, 9)))).importance
 
 
-async def test_protected_spans_are_kept_before_what_scores_high(house):
-    response = await house.stub.Score(request([1, 1, 900, 800, 700, 3, 2, 1], spans=[(0, 2)]))
+async def test_protected_spans_are_kept_before_what_scores_high(stack):
+    response = await stack.stub.Score(request([1, 1, 900, 800, 700, 3, 2, 1], spans=[(0, 2)]))
     mask = TokenMask.from_bits(response.token_mask.kept, 8)
     assert mask.indices.tolist() == [0, 1, 6, 7]
 
 
 @pytest.mark.parametrize("n", [1, 3, 4])
-async def test_a_prompt_that_fits_is_kept_whole_and_has_no_coverage(house, n):
-    response = await house.stub.Score(request(range(1, n + 1), lookahead=2, importance=True))
+async def test_a_prompt_that_fits_is_kept_whole_and_has_no_coverage(stack, n):
+    response = await stack.stub.Score(request(range(1, n + 1), lookahead=2, importance=True))
     assert TokenMask.from_bits(response.token_mask.kept, n).kept_tokens == n
     assert not response.HasField("coverage")
     assert not response.importance
     assert list(response.lookahead_token_ids) == [n + 1, n + 2]
 
 
-async def test_spec_kv_by_the_targets_queries_needs_only_the_lookahead(house):
-    response = await house.stub.Score(kv_request(range(1, 9), BY_TARGET))
+async def test_spec_kv_by_the_targets_queries_needs_only_the_lookahead(stack):
+    response = await stack.stub.Score(kv_request(range(1, 9), BY_TARGET))
     assert TokenMask.from_bits(response.token_mask.kept, 8).kept_tokens == 8
     assert list(response.lookahead_token_ids) == [9, 10]
     assert not (response.HasField("kv_mask") or response.HasField("coverage") or response.importance)
-    seen = await house.stub.Score(kv_request(range(1, 9), BY_TARGET, lookahead=4, importance=True))
+    seen = await stack.stub.Score(kv_request(range(1, 9), BY_TARGET, lookahead=4, importance=True))
     assert len(seen.importance) == 8
     assert list(seen.lookahead_token_ids) == [9, 10, 11, 12]
     assert (seen.token_mask, seen.HasField("coverage")) == (response.token_mask, False)
 
 
-async def test_spec_kv_by_the_drafts_mask_keeps_capacity_and_the_final_token(house):
+async def test_spec_kv_by_the_drafts_mask_keeps_capacity_and_the_final_token(stack):
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
-    response = await house.stub.Score(kv_request(ids, BY_MASK))
+    response = await stack.stub.Score(kv_request(ids, BY_MASK))
     mask = codec.token_mask_from_wire(response.token_mask)
     assert mask.indices.tolist() == [1, 3, 6, 7]
     assert codec.kv_mask_from_wire(response.kv_mask) == KvMask.uniform(mask)
     assert response.coverage == pytest.approx((900 + 800 + 2 + 1) / sum(ids))
     assert not response.lookahead_token_ids
-    protected = await house.stub.Score(kv_request(ids, BY_MASK, spans=[(4, 6)], lookahead=3))
+    protected = await stack.stub.Score(kv_request(ids, BY_MASK, spans=[(4, 6)], lookahead=3))
     assert codec.kv_mask_from_wire(protected.kv_mask).kept[0, 0].nonzero()[0].tolist() == [4, 5, 6, 7]
     assert list(protected.lookahead_token_ids) == [2, 3, 4]
 
 
-async def test_spec_kv_pc_is_spec_pc_and_a_lookahead(house):
+async def test_spec_kv_pc_is_spec_pc_and_a_lookahead(stack):
     ids = [5, 900, 7, 800, 6, 3, 2, 1]
-    both, alone = await house.stub.Score(kv_request(ids, BY_TARGET, cascade=True)), await house.stub.Score(request(ids))
+    both, alone = await stack.stub.Score(kv_request(ids, BY_TARGET, cascade=True)), await stack.stub.Score(request(ids))
     assert (both.token_mask, both.coverage) == (alone.token_mask, alone.coverage)
     assert list(both.lookahead_token_ids) == [2, 3]
     assert not both.HasField("kv_mask")
-    fits = await house.stub.Score(kv_request(range(1, 5), BY_TARGET, cascade=True))
+    fits = await stack.stub.Score(kv_request(range(1, 5), BY_TARGET, cascade=True))
     assert (codec.token_mask_from_wire(fits.token_mask).kept_tokens, list(fits.lookahead_token_ids)) == (4, [5, 6])
 
 
-async def test_the_same_request_gives_the_same_reply(house):
-    replies = [await house.stub.Score(request(range(1, 30))) for _ in range(2)]
+async def test_the_same_request_gives_the_same_reply(stack):
+    replies = [await stack.stub.Score(request(range(1, 30))) for _ in range(2)]
     for reply in replies:
         reply.ClearField("timings")
     assert replies[0] == replies[1]
 
 
-async def test_info(house):
-    info = await house.stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest())
+async def test_info(stack):
+    info = await stack.stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest())
     assert info.model.vocabulary_size == 1000
     assert info.max_queue == 64
     assert codec.known_routes(info.supported_routes) == {Route.SPEC_PC, Route.SPEC_KV, Route.SPEC_KV_PC}
@@ -306,128 +306,128 @@ INVALID, PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED
         ),
     ],
 )
-async def test_bad_requests_have_their_status_and_never_reach_the_model(house, bad, expected):
+async def test_bad_requests_have_their_status_and_never_reach_the_model(stack, bad, expected):
     code, reason, field, limit = expected
-    error = await refused(house.stub.Score(bad))
+    error = await refused(stack.stub.Score(bad))
     named, metadata, _ = reason_of(error)
     assert (error.code(), named, metadata["field"]) == (code, reason, field)
     assert limit in metadata["limit"]
-    assert house.scorer.prompts == []
-    assert (await house.stub.Score(request([1, 2, 3, 4, 5]))).token_mask.prompt_tokens == 5
+    assert stack.scorer.prompts == []
+    assert (await stack.stub.Score(request([1, 2, 3, 4, 5]))).token_mask.prompt_tokens == 5
 
 
-async def test_a_message_that_is_no_protobuf_or_too_large(house):
-    raw = house.channel.unary_unary(f"/{NAME}/Score")
+async def test_a_message_that_is_no_protobuf_or_too_large(stack):
+    raw = stack.channel.unary_unary(f"/{NAME}/Score")
     error = await refused(raw(b"\xff\xff\xff"))
     assert (error.code(), reason_of(error)[0]) == (INVALID, "INVALID_REQUEST")
     assert (await refused(raw(bytes(2**20 + 1)))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    await house.stub.Score(request([1, 2, 3, 4, 5]))
+    await stack.stub.Score(request([1, 2, 3, 4, 5]))
 
 
 @pytest.mark.parametrize("first", [FakeScorer.BROKEN, FakeScorer.WRONG])
-async def test_a_defect_is_internal_says_nothing_of_the_prompt_and_frees_the_place(house, first):
+async def test_a_defect_is_internal_says_nothing_of_the_prompt_and_frees_the_place(stack, first):
     for _ in range(3):
-        error = await refused(house.stub.Score(request([first, 2, 3, 4, 5])))
+        error = await refused(stack.stub.Score(request([first, 2, 3, 4, 5])))
         assert error.code() is grpc.StatusCode.INTERNAL
         assert "secret" not in f"{error.details()} {error.trailing_metadata()}"
-    assert house.queue.in_flight == 0
-    await house.stub.Score(request([1, 2, 3, 4, 5]))
+    assert stack.queue.in_flight == 0
+    await stack.stub.Score(request([1, 2, 3, 4, 5]))
 
 
-async def test_a_full_queue_says_when_to_come_back(open_house):
-    house = await open_house(max_queue=2)
-    slow = [house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5 + index])) for index in range(3)]
-    await house.settle(lambda: house.queue.in_flight == 3)
-    error = await refused(house.stub.Score(request([1, 2, 3, 4, 5])))
+async def test_a_full_queue_says_when_to_come_back(open_stack):
+    stack = await open_stack(max_queue=2)
+    slow = [stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5 + index])) for index in range(3)]
+    await stack.settle(lambda: stack.queue.in_flight == 3)
+    error = await refused(stack.stub.Score(request([1, 2, 3, 4, 5])))
     reason, metadata, delay_s = reason_of(error)
     assert (error.code(), reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert (metadata["field"], metadata["value"]) == ("queue", "2")
     assert delay_s > 0
-    house.scorer.gate.set()
+    stack.scorer.gate.set()
     assert len(await asyncio.gather(*slow)) == 3
-    await house.stub.Score(request([1, 2, 3, 4, 5]))
+    await stack.stub.Score(request([1, 2, 3, 4, 5]))
 
 
-async def test_a_cancelled_call_frees_the_model_and_its_place(open_house):
-    house = await open_house(max_queue=1)
-    running = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
-    await house.settle(lambda: house.scorer.running == 1)
-    waiting = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 6]))
-    await house.settle(lambda: house.queue.in_flight == 2)
+async def test_a_cancelled_call_frees_the_model_and_its_place(open_stack):
+    stack = await open_stack(max_queue=1)
+    running = stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
+    await stack.settle(lambda: stack.scorer.running == 1)
+    waiting = stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 6]))
+    await stack.settle(lambda: stack.queue.in_flight == 2)
     waiting.cancel()
-    await house.settle(lambda: house.queue.in_flight == 1)
+    await stack.settle(lambda: stack.queue.in_flight == 1)
     running.cancel()
-    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
-    await house.stub.Score(request([1, 2, 3, 4, 5]))
-    assert len(house.scorer.prompts) == 2
+    await stack.settle(lambda: stack.queue.in_flight == 0 and stack.scorer.running == 0)
+    await stack.stub.Score(request([1, 2, 3, 4, 5]))
+    assert len(stack.scorer.prompts) == 2
 
 
-async def test_a_client_that_dies_frees_its_place(house):
-    call = house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
-    await house.settle(lambda: house.scorer.running == 1)
-    await house.channel.close(grace=None)
-    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
+async def test_a_client_that_dies_frees_its_place(stack):
+    call = stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]))
+    await stack.settle(lambda: stack.scorer.running == 1)
+    await stack.channel.close(grace=None)
+    await stack.settle(lambda: stack.queue.in_flight == 0 and stack.scorer.running == 0)
     assert call.done()
 
 
-async def test_a_deadline_ends_the_work(house):
-    error = await refused(house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]), timeout=0.1))
+async def test_a_deadline_ends_the_work(stack):
+    error = await refused(stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5]), timeout=0.1))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await house.settle(lambda: house.queue.in_flight == 0 and house.scorer.running == 0)
+    await stack.settle(lambda: stack.queue.in_flight == 0 and stack.scorer.running == 0)
 
 
-async def test_64_at_once_all_get_their_own_answer_from_one_thread(open_house):
-    house = await open_house(max_queue=63)
-    calls = [house.stub.Score(request([10, 20, index, 900, 5, 4], lookahead=1)) for index in range(64)]
+async def test_64_at_once_all_get_their_own_answer_from_one_thread(open_stack):
+    stack = await open_stack(max_queue=63)
+    calls = [stack.stub.Score(request([10, 20, index, 900, 5, 4], lookahead=1)) for index in range(64)]
     replies = await asyncio.gather(*calls)
     for index, reply in enumerate(replies):
         kept = TokenMask.from_bits(reply.token_mask.kept, 6).indices.tolist()
         assert kept == ([2, 3, 4, 5] if index > 20 else [1, 3, 4, 5])
         assert list(reply.lookahead_token_ids) == [5]
-    assert len(house.scorer.prompts) == 64
-    assert len(house.scorer.threads) == 1
-    assert house.queue.in_flight == 0
+    assert len(stack.scorer.prompts) == 64
+    assert len(stack.scorer.threads) == 1
+    assert stack.queue.in_flight == 0
 
 
-async def test_a_drain_finishes_what_runs_and_refuses_what_comes(open_house):
-    house = await open_house(drain_s=5.0)
-    running = asyncio.ensure_future(house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5])))
-    await house.settle(lambda: house.scorer.running == 1)
-    draining = asyncio.create_task(house.server.drain())
+async def test_a_drain_finishes_what_runs_and_refuses_what_comes(open_stack):
+    stack = await open_stack(drain_s=5.0)
+    running = asyncio.ensure_future(stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5])))
+    await stack.settle(lambda: stack.scorer.running == 1)
+    draining = asyncio.create_task(stack.server.drain())
     await asyncio.sleep(0.05)
-    late = await refused(house.stub.Score(request([1, 2, 3, 4, 5])))
+    late = await refused(stack.stub.Score(request([1, 2, 3, 4, 5])))
     assert late.code() is grpc.StatusCode.UNAVAILABLE
-    house.scorer.gate.set()
+    stack.scorer.gate.set()
     assert (await running).token_mask.prompt_tokens == 5
     await draining
-    assert len(house.scorer.prompts) == 1
+    assert len(stack.scorer.prompts) == 1
 
 
-async def test_a_drain_does_not_wait_for_ever(open_house):
-    house = await open_house(drain_s=0.1)
-    running = asyncio.ensure_future(house.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5])))
-    await house.settle(lambda: house.scorer.running == 1)
+async def test_a_drain_does_not_wait_for_ever(open_stack):
+    stack = await open_stack(drain_s=0.1)
+    running = asyncio.ensure_future(stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5])))
+    await stack.settle(lambda: stack.scorer.running == 1)
     async with asyncio.timeout(5):
-        await house.server.drain()
-    await asyncio.to_thread(house.queue.close)
-    assert house.scorer.running == 0
+        await stack.server.drain()
+    await asyncio.to_thread(stack.queue.close)
+    assert stack.scorer.running == 0
     assert (await refused(running)).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 async def test_calls_before_the_model_is_there_are_unavailable():
-    house = House(1, 1.0)
-    await house.start()
-    house.servicer._scorer = None
-    for call in (house.stub.Score(request([1])), house.stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest())):
+    stack = Stack(1, 1.0)
+    await stack.start()
+    stack.servicer._scorer = None
+    for call in (stack.stub.Score(request([1])), stack.stub.GetInfo(draft_pb2.DraftServiceGetInfoRequest())):
         error = await refused(call)
         assert (error.code(), reason_of(error)[0]) == (grpc.StatusCode.UNAVAILABLE, "DRAFT_UNAVAILABLE")
-    stub = health_pb2_grpc.HealthStub(house.channel)
+    stub = health_pb2_grpc.HealthStub(stack.channel)
     health = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
     assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    await house.stop()
+    await stack.stop()
 
 
-async def test_one_trace_runs_from_the_call_to_the_worker_thread(house, monkeypatch):
+async def test_one_trace_runs_from_the_call_to_the_worker_thread(stack, monkeypatch):
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -435,32 +435,32 @@ async def test_one_trace_runs_from_the_call_to_the_worker_thread(house, monkeypa
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     monkeypatch.setattr("presift.telemetry.tracing.tracer", lambda: provider.get_tracer("test"))
-    await house.stub.Score(request([1, 2, 3, 4, 5]))
+    await stack.stub.Score(request([1, 2, 3, 4, 5]))
     found = {span.name: span for span in spans.get_finished_spans()}
     assert found["select"].parent.span_id == found["score"].context.span_id
     assert found["select"].attributes == {"presift.kept_tokens": 4}
 
 
-async def test_the_kept_tokens_are_counted_for_the_salt(house):
+async def test_the_kept_tokens_are_counted_for_the_salt(stack):
     asked = request([5, 6, 7, 8, 9, 10])
     asked.cache_salt = "abc"
-    assert (await house.stub.Score(asked)).cached_tokens == 3
+    assert (await stack.stub.Score(asked)).cached_tokens == 3
 
 
-async def test_64_new_prompts_of_a_tenant_neither_refuse_nor_starve_anothers(house):
+async def test_64_new_prompts_of_a_tenant_neither_refuse_nor_starve_anothers(stack):
     slow = request([FakeScorer.SLOW, *range(20)])
-    flooding = [house.stub.Score(slow)]
-    await house.settle(lambda: house.queue.in_flight == 1)
+    flooding = [stack.stub.Score(slow)]
+    await stack.settle(lambda: stack.queue.in_flight == 1)
     flood = request([*range(30)])
     flood.cache_salt = "flood"
-    flooding += [house.stub.Score(flood) for _ in range(64)]
-    await house.settle(lambda: house.queue.in_flight == 65)
+    flooding += [stack.stub.Score(flood) for _ in range(64)]
+    await stack.settle(lambda: stack.queue.in_flight == 65)
     other = request([*range(30)])
     other.cache_salt = "other"
-    answer = asyncio.ensure_future(house.stub.Score(other))
-    await house.settle(lambda: any(call.done() for call in flooding))
+    answer = asyncio.ensure_future(stack.stub.Score(other))
+    await stack.settle(lambda: any(call.done() for call in flooding))
     refused = [call for call in flooding if call.done()]
     assert [await call.code() for call in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED] and not answer.done()
-    house.scorer.gate.set()
+    stack.scorer.gate.set()
     await answer
-    await house.settle(lambda: house.queue.in_flight == 0)
+    await stack.settle(lambda: stack.queue.in_flight == 0)

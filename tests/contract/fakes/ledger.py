@@ -56,38 +56,38 @@ class Call:
         raise AssertionError("answered, but must be ended")
 
 
-async def cancelled(call, house, reached):
+async def cancelled(call, stack, reached):
     """The caller cancels."""
-    begun, ending = call.begin(house.channel)
-    await house.settle(reached)
+    begun, ending = call.begin(stack.channel)
+    await stack.settle(reached)
     begun.cancel()
     await ending
 
 
-async def late(call, house, reached):
+async def late(call, stack, reached):
     """The caller's deadline passes."""
-    _, ending = call.begin(house.channel, timeout=DEADLINE_S)
-    await house.settle(reached)
+    _, ending = call.begin(stack.channel, timeout=DEADLINE_S)
+    await stack.settle(reached)
     failure = await ending
     assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED, failure
 
 
-async def killed(call, house, reached):
+async def killed(call, stack, reached):
     """The caller's process is killed."""
-    arguments = (house.address, call.method, "stream" if call.streams else "one")
+    arguments = (stack.address, call.method, "stream" if call.streams else "one")
     pipe = asyncio.subprocess.PIPE
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", _CLIENT, *arguments, stdin=pipe)
     client.stdin.write(call.message.SerializeToString().hex().encode() + b"\n")
-    await house.settle(reached)
+    await stack.settle(reached)
     client.kill()
     await client.communicate()
 
 
-async def shut_down(call, house, reached):
+async def shut_down(call, stack, reached):
     """The service is shut down, and the time that running calls get is over."""
-    _, ending = call.begin(house.channel)
-    await house.settle(reached)
-    await house.server.drain()
+    _, ending = call.begin(stack.channel)
+    await stack.settle(reached)
+    await stack.server.drain()
     failure = await ending
     assert failure.code() is grpc.StatusCode.UNAVAILABLE and isinstance(error_of(failure), ShuttingDown), failure
 

@@ -38,9 +38,9 @@ def says(target, *pieces, finish="stop", reasoning_tokens=0):
     target._answer = answer
 
 
-def shows_calls(house):
-    """Give the house a chat template that writes tool calls."""
-    plain = house.tokenizer.renderer.template
+def shows_calls(stack):
+    """Give the stack a chat template that writes tool calls."""
+    plain = stack.tokenizer.renderer.template
 
     def template(messages, tools, *more, **variables):
         return plain(
@@ -50,7 +50,7 @@ def shows_calls(house):
             **variables,
         )
 
-    house.tokenizer.renderer.template = template
+    stack.tokenizer.renderer.template = template
 
 
 def _calls(message):

@@ -20,7 +20,7 @@ from presift.orchestrator.routing.choice import Reason
 from presift.orchestrator.routing.decision import Decision
 from presift.rpc.server.active_calls import ActiveCalls
 
-from .house import byte_tokenizer, template
+from .stack import byte_tokenizer, template
 
 MODEL = ModelInfo("target", "r1", "f1", 400, 4, 2, 1000)
 
@@ -63,7 +63,7 @@ class ScriptedPipeline:
             self.running -= 1
 
 
-class ScriptedDoor:
+class ScriptedHttpApi:
     """OpenAI's client of a scripted pipeline, without a network."""
 
     def __init__(self, events, **options):

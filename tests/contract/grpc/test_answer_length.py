@@ -6,8 +6,8 @@ import pytest
 
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from ..fakes.house import ALL_ROUTES, DEFAULTS, Answer, request
 from ..fakes.services import model, raises
+from ..fakes.stack import ALL_ROUTES, DEFAULTS, Answer, request
 
 CONTEXT = 4_000
 FULL, PC, KV = plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
@@ -15,10 +15,10 @@ KEPT = DEFAULTS.spec_pc.capacity
 
 
 @pytest.fixture
-async def house(open_house):
+async def stack(open_stack):
     """Compresses prompts of more than 3,950 tokens."""
     defaults = replace(DEFAULTS, compress_above_tokens=3_950)
-    return await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=CONTEXT), defaults=defaults)
+    return await open_stack(routes=ALL_ROUTES, target=model("target", context_tokens=CONTEXT), defaults=defaults)
 
 
 def asked(prompt_tokens, max_new_tokens, **options):
@@ -50,10 +50,10 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("wanted", "route", "sent"), ASKED.values(), ids=ASKED)
-async def test_the_context_cuts_the_answer(house, wanted, route, sent):
-    answer = Answer.of([event async for event in house.stub.Generate(wanted)])
+async def test_the_context_cuts_the_answer(stack, wanted, route, sent):
+    answer = Answer.of([event async for event in stack.stub.Generate(wanted)])
     assert answer.route == route
-    assert house.target.calls[-1].sampling.max_new_tokens == sent
+    assert stack.target.calls[-1].sampling.max_new_tokens == sent
 
 
 PROTECTED = {
@@ -66,42 +66,42 @@ PROTECTED = {
 
 
 @pytest.mark.parametrize(("tokens", "new_tokens", "route"), PROTECTED.values(), ids=PROTECTED)
-async def test_who_asks_for_more_gets_no_less(open_house, tokens, new_tokens, route):
+async def test_who_asks_for_more_gets_no_less(open_stack, tokens, new_tokens, route):
     """Nearly all of the prompt is protected: the room reserved for the answer leaves it whole."""
     defaults = replace(DEFAULTS, spec_pc=replace(DEFAULTS.spec_pc, capacity=3_900))
-    house = await open_house(routes=ALL_ROUTES, target=model("target", context_tokens=CONTEXT), defaults=defaults)
-    answer = await house.ask([1] * tokens, max_new_tokens=new_tokens, spans=[(0, 3_850)], route=PC)
-    assert answer.route == route and house.target.calls[-1].sampling.max_new_tokens >= 100
+    stack = await open_stack(routes=ALL_ROUTES, target=model("target", context_tokens=CONTEXT), defaults=defaults)
+    answer = await stack.ask([1] * tokens, max_new_tokens=new_tokens, spans=[(0, 3_850)], route=PC)
+    assert answer.route == route and stack.target.calls[-1].sampling.max_new_tokens >= 100
 
 
-async def test_too_low_a_coverage_does_not_end_in_a_tiny_answer(house):
-    answer = await house.ask([1] * 3_990, max_new_tokens=1_000, route=PC, budget={"min_coverage": 0.9})
-    assert answer.route != "FULL" and house.target.calls[-1].sampling.max_new_tokens == 1_000
+async def test_too_low_a_coverage_does_not_end_in_a_tiny_answer(stack):
+    answer = await stack.ask([1] * 3_990, max_new_tokens=1_000, route=PC, budget={"min_coverage": 0.9})
+    assert answer.route != "FULL" and stack.target.calls[-1].sampling.max_new_tokens == 1_000
 
 
-async def test_explain_reserves_what_generate_does(house):
+async def test_explain_reserves_what_generate_does(stack):
     wanted = asked(3_900, None)
-    answer = Answer.of([event async for event in house.stub.Generate(wanted)])
-    explained = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wanted.prompt))
+    answer = Answer.of([event async for event in stack.stub.Generate(wanted)])
+    explained = await stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wanted.prompt))
     assert explained.decision.route == answer.decision.route == FULL
 
 
 @pytest.mark.parametrize(("asked", "warned"), [(4_000, True), (10, False)])
-async def test_an_answer_that_the_context_stopped_says_so(house, asked, warned):
-    answer = await house.ask([1] * 3_980, max_new_tokens=asked, route=FULL)
+async def test_an_answer_that_the_context_stopped_says_so(stack, asked, warned):
+    answer = await stack.ask([1] * 3_980, max_new_tokens=asked, route=FULL)
     text = f"the answer stopped at 20 tokens: the context has no room for max_new_tokens {asked}"
     assert list(answer.usage.warnings) == ([text] if warned else [])
 
 
 @pytest.mark.parametrize("route", [PC, plan_pb2.ROUTE_UNSPECIFIED])
-async def test_without_a_draft_a_prompt_that_fits_is_read_whole(house, route):
-    house.draft.faults.append(raises(RuntimeError("defect")))
-    answer = Answer.of([event async for event in house.stub.Generate(asked(3_980, 1_000, route=route))])
-    assert (answer.route, house.target.calls[-1].sampling.max_new_tokens) == ("FULL", 20)
+async def test_without_a_draft_a_prompt_that_fits_is_read_whole(stack, route):
+    stack.draft.faults.append(raises(RuntimeError("defect")))
+    answer = Answer.of([event async for event in stack.stub.Generate(asked(3_980, 1_000, route=route))])
+    assert (answer.route, stack.target.calls[-1].sampling.max_new_tokens) == ("FULL", 20)
 
 
-async def test_where_nothing_can_be_compressed_a_prompt_that_fits_is_read_whole(open_house):
-    house = await open_house(routes=(FULL,), target=model("target", context_tokens=CONTEXT))
+async def test_where_nothing_can_be_compressed_a_prompt_that_fits_is_read_whole(open_stack):
+    stack = await open_stack(routes=(FULL,), target=model("target", context_tokens=CONTEXT))
     for budget in ({}, {"max_prompt_tokens": 100}):
-        answer = await house.ask([1] * 3_980, max_new_tokens=1_000, budget=budget)
-        assert (answer.route, house.target.calls[-1].sampling.max_new_tokens) == ("FULL", 20)
+        answer = await stack.ask([1] * 3_980, max_new_tokens=1_000, budget=budget)
+        assert (answer.route, stack.target.calls[-1].sampling.max_new_tokens) == ("FULL", 20)

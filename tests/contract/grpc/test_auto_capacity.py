@@ -11,7 +11,7 @@ from presift.orchestrator.domain.request import AutoCapacity
 from presift.v1 import orchestrator_pb2, plan_pb2
 from presift_client import AsyncClient
 
-from ..fakes.house import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, refusal_of, wire_prompt
+from ..fakes.stack import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, refusal_of, wire_prompt
 
 LONG = list(range(1, 201))
 PC, KV, KV_PC = plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC
@@ -23,8 +23,8 @@ def auto(coverage, **bounds):
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house(routes=ALL_ROUTES)
+async def stack(open_stack):
+    return await open_stack(routes=ALL_ROUTES)
 
 
 @pytest.mark.parametrize(
@@ -37,23 +37,23 @@ async def house(open_house):
     ],
 )
 @pytest.mark.parametrize("route", [PC, plan_pb2.ROUTE_UNSPECIFIED])
-async def test_a_prompt_is_as_short_as_the_coverage_allows(house, route, coverage, bounds, kept, told):  # noqa: PLR0917
-    answer = await house.ask(LONG, route=route, budget=auto(coverage, **bounds))
+async def test_a_prompt_is_as_short_as_the_coverage_allows(stack, route, coverage, bounds, kept, told):  # noqa: PLR0917
+    answer = await stack.ask(LONG, route=route, budget=auto(coverage, **bounds))
     decision = answer.decision
     assert (answer.route, decision.kept_tokens, decision.kv_tokens) == ("SPEC_PC", kept, kept)
     assert (told if route == PC else "full needs 200 prompt tokens of 100") in decision.detail
     assert "keeps up to 100 prompt tokens; " in decision.detail and decision.coverage == pytest.approx(kept / 200)
-    assert len(house.target.calls[0].token_ids) == kept
+    assert len(stack.target.calls[0].token_ids) == kept
 
 
-async def test_adaptive_prompts_are_cached_by_requested_coverage(house):
+async def test_adaptive_prompts_are_cached_by_requested_coverage(stack):
     asks = [
         auto(0.25, max_tokens=100),
         auto(0.25, max_tokens=100),
         auto(0.3, max_tokens=100),
         {"max_prompt_tokens": 100},
     ]
-    answers = [await house.ask(LONG, route=PC, budget=budget) for budget in asks]
+    answers = [await stack.ask(LONG, route=PC, budget=budget) for budget in asks]
     assert [answer.cache for answer in answers] == ["MISS", "HIT", "MISS", "MISS"]
     assert [answer.decision.kept_tokens for answer in answers] == [50, 50, 60, 100]
     assert answers[0].decision.detail == answers[1].decision.detail
@@ -61,10 +61,10 @@ async def test_adaptive_prompts_are_cached_by_requested_coverage(house):
 
 @pytest.mark.parametrize("kv", [{}, BY_MASK], ids=["by the target", "by mask"])
 @pytest.mark.parametrize(("coverage", "capacity"), [(0.25, 49), (0.9, 100)])
-async def test_kv_is_as_little_as_the_coverage_allows(house, kv, coverage, capacity):
+async def test_kv_is_as_little_as_the_coverage_allows(stack, kv, coverage, capacity):
     for cache in ("MISS", "HIT"):
-        answer = await house.ask(LONG, route=KV, kv=kv, budget=auto(coverage, max_tokens=101))
-        decision, sent = answer.decision, house.target.calls[-1].kv_plan
+        answer = await stack.ask(LONG, route=KV, kv=kv, budget=auto(coverage, max_tokens=101))
+        decision, sent = answer.decision, stack.target.calls[-1].kv_plan
         assert (answer.route, answer.cache, decision.kept_tokens) == ("SPEC_KV", cache, 200)
         assert decision.kv_tokens == answer.usage.kv_tokens == capacity + 1
         assert sent.policy.capacity == capacity and not sent.policy.HasField("adaptive")
@@ -73,42 +73,42 @@ async def test_kv_is_as_little_as_the_coverage_allows(house, kv, coverage, capac
         assert decision.HasField("coverage") == bool(kv)
 
 
-async def test_a_plan_of_a_capacity_that_adapted_is_that_of_the_same_capacity_asked_for(house):
-    await house.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
-    await house.ask(LONG, route=KV, budget={"max_kv_tokens": 50})
-    first, second = (call.kv_plan for call in house.target.calls)
+async def test_a_plan_of_a_capacity_that_adapted_is_that_of_the_same_capacity_asked_for(stack):
+    await stack.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
+    await stack.ask(LONG, route=KV, budget={"max_kv_tokens": 50})
+    first, second = (call.kv_plan for call in stack.target.calls)
     assert first == second
 
 
 @pytest.mark.parametrize("kv", [{}, BY_MASK], ids=["by the target", "by mask"])
-async def test_kv_adapts_by_whole_pages(open_house, kv):
-    house = await open_house(routes=ALL_ROUTES, kv_page_tokens=16)
-    answer = await house.ask(LONG, route=KV, kv=kv, budget=auto(0.25, max_tokens=101))
-    assert answer.usage.kv_tokens == 65 and house.target.calls[0].kv_plan.policy.capacity == 64
+async def test_kv_adapts_by_whole_pages(open_stack, kv):
+    stack = await open_stack(routes=ALL_ROUTES, kv_page_tokens=16)
+    answer = await stack.ask(LONG, route=KV, kv=kv, budget=auto(0.25, max_tokens=101))
+    assert answer.usage.kv_tokens == 65 and stack.target.calls[0].kv_plan.policy.capacity == 64
 
 
-async def test_both_stages_of_a_cascade_adapt(house):
-    answer = await house.ask(LONG, route=KV_PC, budget=auto(0.25, max_tokens=120) | {"max_kv_tokens": 41})
+async def test_both_stages_of_a_cascade_adapt(stack):
+    answer = await stack.ask(LONG, route=KV_PC, budget=auto(0.25, max_tokens=120) | {"max_kv_tokens": 41})
     decision = answer.decision
     # 50 of 200, then 16, the least, of 50: a quarter would be 13.
     assert (answer.route, decision.kept_tokens, decision.kv_tokens) == ("SPEC_KV_PC", 50, 17)
     assert answer.usage.kv_tokens == 17 and "50 tokens reach coverage 0.25" in decision.detail
-    small = await house.ask(LONG, route=KV_PC, budget=auto(0.1, max_tokens=120) | {"max_kv_tokens": 41})
+    small = await stack.ask(LONG, route=KV_PC, budget=auto(0.1, max_tokens=120) | {"max_kv_tokens": 41})
     assert (small.decision.kept_tokens, small.decision.kv_tokens) == (20, 20)
     assert small.decision.detail == "keeps up to 120 prompt and 41 KV tokens; 20 tokens reach coverage 0.1"
 
 
-async def test_a_later_turn_goes_on_with_the_capacity_that_came_of_it(house):
-    first = await house.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
+async def test_a_later_turn_goes_on_with_the_capacity_that_came_of_it(stack):
+    first = await stack.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
     longer = [*LONG, *first.token_ids, 5, 6]
-    second = await house.ask(longer, route=KV, kv={"continue_prompt_tokens": 200})
+    second = await stack.ask(longer, route=KV, kv={"continue_prompt_tokens": 200})
     assert second.decision.continued and second.decision.kv_tokens == 50 + len(longer) - 200
 
 
-async def test_auto_coverage_setting_applies_by_default(open_house):
+async def test_auto_coverage_setting_applies_by_default(open_stack):
     defaults = replace(DEFAULTS, auto_capacity=AutoCapacity(0.25))
-    house = await open_house(routes=ALL_ROUTES, defaults=defaults)
-    answer = await house.ask(LONG, route=PC, budget={"max_prompt_tokens": 100})
+    stack = await open_stack(routes=ALL_ROUTES, defaults=defaults)
+    answer = await stack.ask(LONG, route=PC, budget={"max_prompt_tokens": 100})
     assert answer.decision.kept_tokens == 50 and "50 tokens reach" in answer.decision.detail
 
 
@@ -116,27 +116,27 @@ async def test_auto_coverage_setting_applies_by_default(open_house):
     ("least", "route", "kept"),
     [(0.1, "SPEC_PC", 40), (0.3, "SPEC_PC", 60), (0.5, "SPEC_PC", 100), (0.6, "FULL", 200)],
 )
-async def test_below_the_least_coverage_the_upper_bound_is_tried_before_another_route(house, least, route, kept):
+async def test_below_the_least_coverage_the_upper_bound_is_tried_before_another_route(stack, least, route, kept):
     budget = auto(0.2, max_tokens=100) | {"min_coverage": least}
-    answer = await house.ask(LONG, budget=budget)
+    answer = await stack.ask(LONG, budget=budget)
     assert (answer.route, answer.decision.kept_tokens) == (route, kept)
     if route == "FULL":
         assert answer.reason == "COVERAGE_TOO_LOW" and "spec_kv covers 0.500" in answer.decision.detail
         # Not spec_kv_pc, which reads no more; spec_kv adapts too, up to as many.
-        assert len(house.draft.calls) == 2
+        assert len(stack.draft.calls) == 2
 
 
-async def test_kv_whose_upper_bound_covers_too_little_gives_way(house):
+async def test_kv_whose_upper_bound_covers_too_little_gives_way(stack):
     for least, route in ((0.5, "SPEC_KV"), (0.51, "FULL")):
         budget = auto(0.2, max_tokens=100) | {"min_coverage": least}
-        answer = await house.ask(LONG, route=KV, budget=budget)
+        answer = await stack.ask(LONG, route=KV, budget=budget)
         assert answer.route == route
     assert "spec_kv covers 0.500, min_coverage is 0.51" in answer.decision.detail
 
 
-async def test_too_little_coverage_of_a_named_route_ends_in_full(open_house):
-    house = await open_house()
-    answer = await house.ask(LONG, route=PC, budget=auto(0.9, max_tokens=100) | {"min_coverage": 0.9})
+async def test_too_little_coverage_of_a_named_route_ends_in_full(open_stack):
+    stack = await open_stack()
+    answer = await stack.ask(LONG, route=PC, budget=auto(0.9, max_tokens=100) | {"min_coverage": 0.9})
     assert (answer.route, answer.reason, answer.decision.kept_tokens) == ("FULL", "COVERAGE_TOO_LOW", 200)
 
 
@@ -168,33 +168,33 @@ def not_asked_for(reply, request):
         (KV, not_asked_for, {"max_kv_tokens": 50}),
     ],
 )
-async def test_an_invalid_draft_answer_falls_back_to_full(house, route, spoil, budget):
-    house.draft.spoil = spoil
-    answer = await house.ask(LONG, route=route, budget=budget)
+async def test_an_invalid_draft_answer_falls_back_to_full(stack, route, spoil, budget):
+    stack.draft.spoil = spoil
+    answer = await stack.ask(LONG, route=route, budget=budget)
     assert (answer.route, answer.reason, answer.decision.kept_tokens) == ("FULL", "MASK_REJECTED", 200)
 
 
-async def test_without_kv_capacity_from_the_draft_the_maximum_is_used(house):
+async def test_without_kv_capacity_from_the_draft_the_maximum_is_used(stack):
     def old(reply, request):
         reply.ClearField("kv_capacity")
 
-    house.draft.spoil = old
-    answer = await house.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
+    stack.draft.spoil = old
+    answer = await stack.ask(LONG, route=KV, budget=auto(0.25, max_tokens=101))
     assert answer.decision.kv_tokens == answer.usage.kv_tokens == 101
     assert "the draft did not report how many KV tokens reach coverage 0.25" in answer.decision.detail
 
 
-async def test_explain_comes_to_the_same(house):
+async def test_explain_comes_to_the_same(stack):
     for route, kept, told in ((PC, 35, "35 tokens reach"), (KV, 140, "34 KV tokens reach")):
         asked = orchestrator_pb2.ExplainRequest(
             prompt=wire_prompt(LONG[:140]), route=route, budget=orchestrator_pb2.Budget(**auto(0.25, max_tokens=101))
         )
-        decision = (await house.stub.Explain(asked)).decision
+        decision = (await stack.stub.Explain(asked)).decision
         assert (decision.kept_tokens, decision.kv_tokens) == (kept, 35) and told in decision.detail
 
 
-async def test_the_client_asks_and_is_told(house):
-    client = AsyncClient(house.address)
+async def test_the_client_asks_and_is_told(stack):
+    client = AsyncClient(stack.address)
     answer = await client.generate(
         token_ids=LONG, route="spec_kv", auto_coverage=0.25, auto_min_tokens=20, auto_max_tokens=101, max_new_tokens=2
     )
@@ -210,12 +210,12 @@ async def test_the_client_asks_and_is_told(house):
         (auto(0.5, min_tokens=9, max_tokens=8), "min_tokens"),
     ],
 )
-async def test_bounds_that_cannot_be(house, budget, field):
-    refusal = await refusal_of(house.ask(LONG, budget=budget))
+async def test_bounds_that_cannot_be(stack, budget, field):
+    refusal = await refusal_of(stack.ask(LONG, budget=budget))
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
     assert refusal.field == f"budget.auto_capacity.{field}"
 
 
-async def test_the_defaults_bound_what_has_no_bounds(house):
-    answer = await house.ask(LONG, route=KV_PC, budget=auto(1.0))
+async def test_the_defaults_bound_what_has_no_bounds(stack):
+    answer = await stack.ask(LONG, route=KV_PC, budget=auto(1.0))
     assert (answer.decision.kept_tokens, answer.decision.kv_tokens) == (CASCADE, KV_CAPACITY + 1)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from presift.v1 import orchestrator_pb2, plan_pb2, target_pb2
 
-from ..fakes.house import ALL_ROUTES, WINDOW, Answer, Refusal, refusal_of, request, wire_prompt
 from ..fakes.services import CONTEXT, VOCABULARY
+from ..fakes.stack import ALL_ROUTES, WINDOW, Answer, Refusal, refusal_of, request, wire_prompt
 
 LONG = list(range(100, 200))
 # 100, or what --hypothesis-profile says.
@@ -134,14 +134,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
-async def test_bad_input(house, case):
+async def test_bad_input(stack, case):
     asked, status, field, value, limit = case
-    refusal = await house.refused(**asked)
+    refusal = await stack.refused(**asked)
     assert (refusal.code, refusal.reason) == status
     assert refusal.field == field and value in refusal.value and limit in refusal.limit
     assert field in refusal.message or refusal.reason == "ROUTE_UNSUPPORTED"
-    assert house.target.calls == []
-    assert (await house.ask([1, 2])).token_ids == [2, 1]
+    assert stack.target.calls == []
+    assert (await stack.ask([1, 2])).token_ids == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -151,29 +151,29 @@ async def test_bad_input(house, case):
         ({"prompt": wire_prompt(LONG), "route": 77}, INVALID, "route"),
     ],
 )
-async def test_explain_rejects_the_same(house, asked, status, field):
-    refusal = await refusal_of(house.stub.Explain(orchestrator_pb2.ExplainRequest(**asked)))
+async def test_explain_rejects_the_same(stack, asked, status, field):
+    refusal = await refusal_of(stack.stub.Explain(orchestrator_pb2.ExplainRequest(**asked)))
     assert (refusal.code, refusal.reason, refusal.field) == (*status, field)
 
 
-async def test_route_that_the_engine_does_not_serve(open_house):
-    house = await open_house(routes=(plan_pb2.ROUTE_FULL,))
-    refusal = await house.refused(LONG, route=plan_pb2.ROUTE_SPEC_PC)
+async def test_route_that_the_engine_does_not_serve(open_stack):
+    stack = await open_stack(routes=(plan_pb2.ROUTE_FULL,))
+    refusal = await stack.refused(LONG, route=plan_pb2.ROUTE_SPEC_PC)
     assert (refusal.code, refusal.reason, refusal.limit) == (*UNSUPPORTED, "one of full")
-    answer = await house.ask(LONG)
+    answer = await stack.ask(LONG)
     assert (answer.route, answer.reason) == ("FULL", "WITHIN_BUDGET")
 
 
-async def test_message_over_the_limit(open_house):
-    house = await open_house(message_bytes=100_000)
-    refusal = await house.refused("x" * 200_000)
+async def test_message_over_the_limit(open_stack):
+    stack = await open_stack(message_bytes=100_000)
+    refusal = await stack.refused("x" * 200_000)
     assert refusal.code == "RESOURCE_EXHAUSTED" and "100000" in refusal.message
-    assert (await house.ask([1, 2])).token_ids == [2, 1]
+    assert (await stack.ask([1, 2])).token_ids == [2, 1]
 
 
-async def send(house, raw, method="Generate"):
+async def send(stack, raw, method="Generate"):
     """The service's answer to exactly these bytes, or its error."""
-    call = house.channel.unary_stream(
+    call = stack.channel.unary_stream(
         f"/presift.v1.OrchestratorService/{method}",
         request_serializer=bytes,
         response_deserializer=orchestrator_pb2.GenerateResponse.FromString,
@@ -197,21 +197,21 @@ NOT_UTF8 = {
 
 
 @pytest.mark.parametrize("raw", NOT_UTF8.values(), ids=NOT_UTF8)
-async def test_invalid_utf8(house, raw):
-    refusal = await send(house, raw)
+async def test_invalid_utf8(stack, raw):
+    refusal = await send(stack, raw)
     assert (refusal.code, refusal.reason, refusal.field) == (*INVALID, "request")
     assert "UTF-8" in refusal.limit
-    assert (await house.ask([1, 2])).token_ids == [2, 1]
+    assert (await stack.ask([1, 2])).token_ids == [2, 1]
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"\x0a\x7f", field(1, field(3, b"\x0a\x09\x80"))])
-async def test_bytes_that_are_not_protobuf(house, raw):
-    refusal = await send(house, raw)
+async def test_bytes_that_are_not_protobuf(stack, raw):
+    refusal = await send(stack, raw)
     assert (refusal.code, refusal.reason, refusal.field) == (*INVALID, "request")
 
 
-async def test_unknown_method(house):
-    assert (await send(house, b"", "Teleport")).code == "UNIMPLEMENTED"
+async def test_unknown_method(stack):
+    assert (await send(stack, b"", "Teleport")).code == "UNIMPLEMENTED"
 
 
 VALID = request(LONG, budget={"max_prompt_tokens": 20}, sampling={"stop": ["x"], "top_p": 0.5}).SerializeToString()
@@ -231,12 +231,12 @@ def mutations(draw):
 @given(raw=st.binary(max_size=200) | mutations())
 @example(raw=b"")
 @example(raw=VALID)
-async def test_any_bytes_are_answered_or_rejected(house, raw):
-    outcome = await send(house, raw)
+async def test_any_bytes_are_answered_or_rejected(stack, raw):
+    outcome = await send(stack, raw)
     if isinstance(outcome, Refusal):
         assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
         assert outcome.reason and outcome.field and outcome.limit
-    assert (await house.ask([1, 2])).token_ids == [2, 1]
+    assert (await stack.ask([1, 2])).token_ids == [2, 1]
 
 
 SAMPLING = st.builds(
@@ -276,9 +276,9 @@ PROMPT = st.builds(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(prompt=PROMPT, sampling=SAMPLING, budget=BUDGET, route=st.integers(-1, 7))
-async def test_any_request_is_answered_within_its_budget_or_rejected(house, prompt, sampling, budget, route):
+async def test_any_request_is_answered_within_its_budget_or_rejected(stack, prompt, sampling, budget, route):
     message = orchestrator_pb2.GenerateRequest(prompt=prompt, sampling=sampling, budget=budget, route=route)
-    outcome = await send(house, message.SerializeToString())
+    outcome = await send(stack, message.SerializeToString())
     if isinstance(outcome, Refusal):
         assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
         assert outcome.reason and outcome.field and outcome.limit
@@ -320,8 +320,8 @@ KV_BUDGET = st.builds(
 
 
 @pytest.fixture(params=[4, 1], ids="pages of {}".format)
-async def kv_house(open_house, request):
-    return await open_house(routes=ALL_ROUTES, kv_page_tokens=request.param)
+async def kv_stack(open_stack, request):
+    return await open_stack(routes=ALL_ROUTES, kv_page_tokens=request.param)
 
 
 @settings(
@@ -336,11 +336,11 @@ async def kv_house(open_house, request):
     asked=st.tuples(st.sampled_from([plan_pb2.ROUTE_SPEC_KV, plan_pb2.ROUTE_SPEC_KV_PC]), st.none() | KV),
 )
 async def test_any_request_to_drop_kv_is_answered_within_its_budget_or_rejected(
-    kv_house, prompt, sampling, budget, asked
+    kv_stack, prompt, sampling, budget, asked
 ):
     route, kv = asked
     message = orchestrator_pb2.GenerateRequest(prompt=prompt, sampling=sampling, budget=budget, route=route, kv=kv)
-    outcome = await send(kv_house, message.SerializeToString())
+    outcome = await send(kv_stack, message.SerializeToString())
     if isinstance(outcome, Refusal):
         assert outcome.code in ("INVALID_ARGUMENT", "FAILED_PRECONDITION"), outcome
         # The fake target checks each plan against the contract: none may be rejected for it.

@@ -29,9 +29,9 @@ from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2, draft_pb2_grpc, orchestrator_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
 from ...echo_engine import EchoEngine
-from ..fakes.house import ALL_ROUTES, request
 from ..fakes.ledger import ENDINGS, Call, tasks
 from ..fakes.services import hangs
+from ..fakes.stack import ALL_ROUTES, request
 
 LONG = list(range(100, 200))
 ENDED = pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
@@ -48,29 +48,29 @@ def explain(**options):
     return Call("/presift.v1.OrchestratorService/Explain", False, message)
 
 
-# The orchestrator's stages: prepare the house, the call, when it is there, who is to see the cancellation.
-def at_the_draft(house):
-    house.draft.faults.append(hangs)
-    house.target.faults.append(hangs)  # reached where the draft's share of the deadline ends first
-    return lambda: len(house.draft.calls) == 1
+# The orchestrator's stages: prepare the stack, the call, when it is there, who is to see the cancellation.
+def at_the_draft(stack):
+    stack.draft.faults.append(hangs)
+    stack.target.faults.append(hangs)  # reached where the draft's share of the deadline ends first
+    return lambda: len(stack.draft.calls) == 1
 
 
-def at_draft_and_prefill(house):
-    house.target.prefill_faults.append(hangs)
-    is_at_the_draft = at_the_draft(house)
-    return lambda: is_at_the_draft() and len(house.target.prefills) == 1
+def at_draft_and_prefill(stack):
+    stack.target.prefill_faults.append(hangs)
+    is_at_the_draft = at_the_draft(stack)
+    return lambda: is_at_the_draft() and len(stack.target.prefills) == 1
 
 
-def before_the_first_token(house):
-    house.target.faults.append(hangs)
-    return lambda: house.target.running == 1
+def before_the_first_token(stack):
+    stack.target.faults.append(hangs)
+    return lambda: stack.target.running == 1
 
 
-def while_it_streams(house):
-    house.target.pause_after = 2
+def while_it_streams(stack):
+    stack.target.pause_after = 2
     # Its first token has come.
     return lambda: (
-        house.target.running == 1 and len(house.estimator.loads.answers()) == 1 and not len(house.estimator.reading)
+        stack.target.running == 1 and len(stack.estimator.loads.answers()) == 1 and not len(stack.estimator.reading)
     )
 
 
@@ -99,52 +99,52 @@ STAGES = {
 }
 
 
-def nothing_is_left(house):
+def nothing_is_left(stack):
     """Everything of the orchestrator that a request may hold."""
-    estimator, admission = house.estimator, house.admission
+    estimator, admission = stack.estimator, stack.admission
     held = (admission.running, admission.waiting, admission.running_bytes, admission.waiting_bytes)
-    held += (house.app.pipeline.parts.explaining.running, house.app.pipeline.parts.explaining.waiting)
-    held += (house.app.pipeline.parts.reading_masks.running, house.app.pipeline.parts.reading_masks.waiting)
-    flights = (len(house.compressor._flights), len(house.prefiller._flights))
+    held += (stack.app.pipeline.parts.explaining.running, stack.app.pipeline.parts.explaining.waiting)
+    held += (stack.app.pipeline.parts.reading_masks.running, stack.app.pipeline.parts.reading_masks.waiting)
+    flights = (len(stack.compressor._flights), len(stack.prefiller._flights))
     queues = (len(estimator.drafting), len(estimator.reading), len(estimator.loads.answers()))
-    callers = len(house.guard.idle_gate._waiting_callers)
-    return not any((*held, *flights, *queues, callers, house.server.calls.running))
+    callers = len(stack.guard.idle_gate._waiting_callers)
+    return not any((*held, *flights, *queues, callers, stack.server.calls.running))
 
 
-def cancellations(house):
-    return house.draft.cancelled, house.target.cancelled, house.target.prefills_cancelled
+def cancellations(stack):
+    return stack.draft.cancelled, stack.target.cancelled, stack.target.prefills_cancelled
 
 
 @ENDED
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-async def test_the_orchestrators(open_house, stage, ending):
-    house = await open_house(routes=ALL_ROUTES, drain_s=BRIEF_S)
-    await house.ask([9])
+async def test_the_orchestrators(open_stack, stage, ending):
+    stack = await open_stack(routes=ALL_ROUTES, drain_s=BRIEF_S)
+    await stack.ask([9])
     before = tasks()
-    await ending(stage.call, house, stage.prepare(house))
-    await house.settle(lambda: nothing_is_left(house) and not tasks() - before)
-    await house.settle(lambda: cancellations(house) == stage.expected(ending))
-    assert house.target.running == 0
+    await ending(stage.call, stack, stage.prepare(stack))
+    await stack.settle(lambda: nothing_is_left(stack) and not tasks() - before)
+    await stack.settle(lambda: cancellations(stack) == stage.expected(ending))
+    assert stack.target.running == 0
     if ending is not ENDINGS["shutdown"]:
-        house.target.pause_after = None
-        house.target.faults.clear()
-        assert (await house.ask([4, 5])).token_ids == [5, 4]
-        assert cancellations(house) == stage.expected(ending)
+        stack.target.pause_after = None
+        stack.target.faults.clear()
+        assert (await stack.ask([4, 5])).token_ids == [5, 4]
+        assert cancellations(stack) == stage.expected(ending)
 
 
 @ENDED
-async def test_a_request_that_waits_for_its_turn(open_house, ending):
-    house = await open_house(limits=QueueLimits(max_running=1), drain_s=BRIEF_S)
-    house.target.pause_after = 1
-    running = house.stub.Generate(request([1, 2, 3]))
-    await house.settle(lambda: house.target.running == 1)
+async def test_a_request_that_waits_for_its_turn(open_stack, ending):
+    stack = await open_stack(limits=QueueLimits(max_running=1), drain_s=BRIEF_S)
+    stack.target.pause_after = 1
+    running = stack.stub.Generate(request([1, 2, 3]))
+    await stack.settle(lambda: stack.target.running == 1)
     await running.read(), await running.read()
     before = tasks()
-    await ending(generate(), house, lambda: house.admission.waiting == 1)
-    await house.settle(lambda: house.admission.waiting == house.admission.waiting_bytes == 0 and not tasks() - before)
-    assert house.draft.calls == [] and len(house.target.calls) == 1
+    await ending(generate(), stack, lambda: stack.admission.waiting == 1)
+    await stack.settle(lambda: stack.admission.waiting == stack.admission.waiting_bytes == 0 and not tasks() - before)
+    assert stack.draft.calls == [] and len(stack.target.calls) == 1
     running.cancel()
-    await house.settle(lambda: nothing_is_left(house) and house.target.cancelled == 1)
+    await stack.settle(lambda: nothing_is_left(stack) and stack.target.cancelled == 1)
 
 
 @pytest.fixture(scope="module")
@@ -154,19 +154,19 @@ def valkey():
 
 
 @ENDED
-async def test_a_lease(open_house, valkey, ending):
+async def test_a_lease(open_stack, valkey, ending):
     url, admin = valkey
     admin.flushall()
     limits = CacheLimits(timeout_s=5.0, put_timeout_s=5.0)
     link = RedisClient(url, limits)
     store = RedisStore(link, limits)
-    house = await open_house(drain_s=BRIEF_S, store=store, lease=RedisBuildLock(store))
-    await house.ask([9])
+    stack = await open_stack(drain_s=BRIEF_S, store=store, lease=RedisBuildLock(store))
+    await stack.ask([9])
     stage = STAGES["generate: the draft scores"]
-    is_at_the_draft = at_the_draft(house)
-    await ending(stage.call, house, lambda: is_at_the_draft() and len(admin.keys("*:lease")) == 1)
-    await house.settle(lambda: nothing_is_left(house) and admin.keys("*:lease") == [])
-    await house.settle(lambda: cancellations(house) == stage.expected(ending))
+    is_at_the_draft = at_the_draft(stack)
+    await ending(stage.call, stack, lambda: is_at_the_draft() and len(admin.keys("*:lease")) == 1)
+    await stack.settle(lambda: nothing_is_left(stack) and admin.keys("*:lease") == [])
+    await stack.settle(lambda: cancellations(stack) == stage.expected(ending))
 
 
 class PatientScorer:

@@ -6,9 +6,9 @@ from presift.core.errors import PromptTooLong, VocabularyMismatch
 from presift.orchestrator.prompt.vocabulary_bridge import VocabularyBridge
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from ..fakes.house import ALL_ROUTES, CAPACITY, KV_CAPACITY, LOOKAHEAD, WINDOW, byte_tokenizer, quad_tokenizer
-from ..fakes.house import wire_prompt as prompt_of
 from ..fakes.services import bits, model, raises
+from ..fakes.stack import ALL_ROUTES, CAPACITY, KV_CAPACITY, LOOKAHEAD, WINDOW, byte_tokenizer, quad_tokenizer
+from ..fakes.stack import wire_prompt as prompt_of
 
 TEXT = "".join(chr(ord("a") + number // 4) for number in range(100))  # 100 bytes, 25 of the draft's tokens
 FINGERPRINT = VocabularyBridge(byte_tokenizer(), quad_tokenizer()).draft_fingerprint
@@ -32,10 +32,10 @@ def options():
 
 
 @pytest.fixture
-async def house(open_house, options):
-    house = await open_house(**options)
-    house.draft.spoil = lambda reply, request: says_yes(reply)
-    return house
+async def stack(open_stack, options):
+    stack = await open_stack(**options)
+    stack.draft.spoil = lambda reply, request: says_yes(reply)
+    return stack
 
 
 def says_yes(reply):
@@ -44,11 +44,11 @@ def says_yes(reply):
         reply.lookahead_token_ids[:] = [1, 2]
 
 
-async def test_spec_pc(house):
-    answer = await house.ask(TEXT, route=PC)
+async def test_spec_pc(stack):
+    answer = await stack.ask(TEXT, route=PC)
     assert (answer.route, answer.reason, answer.cache) == ("SPEC_PC", "REQUESTED", "MISS")
-    assert list(house.target.calls[0].token_ids) == ids_of(TEXT[-CAPACITY:])
-    (asked,) = house.draft.calls
+    assert list(stack.target.calls[0].token_ids) == ids_of(TEXT[-CAPACITY:])
+    (asked,) = stack.draft.calls
     assert list(asked.token_ids) == [0] * 25 and asked.include_importance
     assert asked.policy.spec_pc.window == WINDOW // 4
     decision = answer.decision
@@ -56,37 +56,37 @@ async def test_spec_pc(house):
     assert decision.coverage == pytest.approx(sum(at // 4 for at in LAST) / sum(at // 4 for at in range(100)))
     assert (decision.prompt_tokens, decision.kept_tokens) == (100, CAPACITY)
     assert decision.policy.spec_pc.window == WINDOW  # in the target's tokens
-    assert (decision.draft, decision.target) == (house.draft.model, house.target.model)
+    assert (decision.draft, decision.target) == (stack.draft.model, stack.target.model)
 
 
-async def test_spec_kv_gets_the_lookahead_in_its_own_tokens(house):
-    answer = await house.ask(TEXT, route=KV)
-    assert answer.decision.cross_vocabulary and not house.draft.calls[0].include_importance
-    plan = house.target.calls[0].kv_plan
+async def test_spec_kv_gets_the_lookahead_in_its_own_tokens(stack):
+    answer = await stack.ask(TEXT, route=KV)
+    assert answer.decision.cross_vocabulary and not stack.draft.calls[0].include_importance
+    plan = stack.target.calls[0].kv_plan
     assert list(plan.lookahead_token_ids) == ids_of(" yes!")[:LOOKAHEAD]
 
 
-async def test_spec_kv_pc(house):
-    await house.ask(TEXT, route=KV_PC)
-    (call,) = house.target.calls
+async def test_spec_kv_pc(stack):
+    await stack.ask(TEXT, route=KV_PC)
+    (call,) = stack.target.calls
     assert list(call.token_ids) == ids_of(TEXT[-24:])
     assert list(call.kv_plan.lookahead_token_ids) == ids_of(" yes!")[:LOOKAHEAD]
 
 
-async def test_draft_mask(house):
-    await house.ask(TEXT, route=KV, kv={"selection": MASK})
-    mask = house.target.calls[0].kv_plan.kv_mask
+async def test_draft_mask(stack):
+    await stack.ask(TEXT, route=KV, kv={"selection": MASK})
+    mask = stack.target.calls[0].kv_plan.kv_mask
     # The tokens of one of the draft's are equals, of which the first is taken.
     assert mask.kept == bits([88, 89, 90, *range(92, 100)], 100)
     assert KV_CAPACITY + 1 == 11
 
 
-async def test_it_is_cached_under_a_key_of_its_own(house, open_house):
-    store = house.store
-    assert [(await house.ask(TEXT)).cache for _ in range(2)] == ["MISS", "HIT"]
+async def test_it_is_cached_under_a_key_of_its_own(stack, open_stack):
+    store = stack.store
+    assert [(await stack.ask(TEXT)).cache for _ in range(2)] == ["MISS", "HIT"]
     # The same draft, ids, policy and store for a target whose ids mean another text.
-    other = await open_house(
-        draft=house.draft.model,
+    other = await open_stack(
+        draft=stack.draft.model,
         draft_tokenizer=quad_tokenizer(),
         routes=ALL_ROUTES,
         store=store,
@@ -95,59 +95,59 @@ async def test_it_is_cached_under_a_key_of_its_own(house, open_house):
     assert (await other.ask(TEXT)).cache == "MISS"
 
 
-async def test_explain_says_importance_of_the_targets_tokens(house):
+async def test_explain_says_importance_of_the_targets_tokens(stack):
     for route in (PC, KV):
         request = orchestrator_pb2.ExplainRequest(prompt=prompt_of(TEXT), route=route, span_per_token=True)
-        told = await house.stub.Explain(request)
+        told = await stack.stub.Explain(request)
         assert told.decision.cross_vocabulary
         shares = [span.importance for span in told.spans]
         assert shares == pytest.approx([at // 4 / 4 / 300 for at in range(100)], abs=1e-6)
 
 
-async def test_ids_that_are_of_no_text_are_answered_in_full(house):
+async def test_ids_that_are_of_no_text_are_answered_in_full(stack):
     ids = ids_of("ü" * 60)[1:]
-    answer = await house.ask(ids)
+    answer = await stack.ask(ids)
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
     assert "text" in answer.decision.detail and not answer.decision.cross_vocabulary
-    assert house.draft.calls == [] and list(house.target.calls[0].token_ids) == ids
+    assert stack.draft.calls == [] and list(stack.target.calls[0].token_ids) == ids
 
 
-async def test_ids_of_a_text_are_read_as_that_text(house):
-    answer = await house.ask(ids_of(TEXT), spans=[(0, 3)])
+async def test_ids_of_a_text_are_read_as_that_text(stack):
+    answer = await stack.ask(ids_of(TEXT), spans=[(0, 3)])
     assert answer.decision.cross_vocabulary and answer.decision.protected_tokens == 3
-    assert list(house.target.calls[0].token_ids)[:3] == ids_of(TEXT)[:3]
+    assert list(stack.target.calls[0].token_ids)[:3] == ids_of(TEXT)[:3]
 
 
-async def test_the_drafts_own_context_holds(house):
-    house.draft.faults.append(raises(PromptTooLong("token_ids", "25 tokens", "<= 20")))
-    answer = await house.ask(TEXT)
+async def test_the_drafts_own_context_holds(stack):
+    stack.draft.faults.append(raises(PromptTooLong("token_ids", "25 tokens", "<= 20")))
+    answer = await stack.ask(TEXT)
     assert (answer.route, answer.reason) == (
         "FULL",
         "DRAFT_CONTEXT_TOO_SMALL",
     ) and "25 tokens" in answer.decision.detail
 
 
-async def test_importance_of_another_prompt_is_rejected(house):
-    house.draft.spoil = lambda reply, request: reply.importance.pop()
-    answer = await house.ask(TEXT)
+async def test_importance_of_another_prompt_is_rejected(stack):
+    stack.draft.spoil = lambda reply, request: reply.importance.pop()
+    answer = await stack.ask(TEXT)
     assert (answer.route, answer.reason) == ("FULL", "MASK_REJECTED")
 
 
 @pytest.mark.parametrize("fingerprint", ["aaa111", "f1", ""])
 async def test_another_draft_is_refused_at_start(build, options, fingerprint):
-    house = await build(**options | {"draft": model("draft", tokenizer_fingerprint=fingerprint)})
+    stack = await build(**options | {"draft": model("draft", tokenizer_fingerprint=fingerprint)})
     with pytest.raises(VocabularyMismatch) as refusal:
-        await house.connect()
+        await stack.connect()
     assert refusal.value.details == {"orchestrator": FINGERPRINT, "draft": fingerprint}
 
 
-async def test_a_draft_that_changes_its_vocabulary_is_not_believed(house):
-    house.draft.model = model("draft")
-    answer = await house.ask(TEXT)
+async def test_a_draft_that_changes_its_vocabulary_is_not_believed(stack):
+    stack.draft.model = model("draft")
+    answer = await stack.ask(TEXT)
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_CHANGED")
 
 
-async def test_one_vocabulary_is_not_called_two(open_house):
-    house = await open_house()
-    answer = await house.ask(TEXT)
+async def test_one_vocabulary_is_not_called_two(open_stack):
+    stack = await open_stack()
+    answer = await stack.ask(TEXT)
     assert answer.decision.draft.id and not answer.decision.cross_vocabulary

@@ -70,17 +70,17 @@ async def behind_proxies(fakes, ports, proxies):
 
 
 @pytest.fixture
-async def fleet(open_house):
+async def fleet(open_stack):
     """Five targets and five drafts."""
-    house, proxies = await open_house(targets=5, drafts=5), []
-    house.client = TargetClient(await behind_proxies(house.targets, house.target_ports, proxies), 2**20)
-    drafts = await behind_proxies(house.drafts, house.draft_ports, proxies)
-    house.scorer = DraftClient(drafts, 2**20, PrefixIndex())
-    for pool in (house.client._pool, house.scorer._pool):
+    stack, proxies = await open_stack(targets=5, drafts=5), []
+    stack.client = TargetClient(await behind_proxies(stack.targets, stack.target_ports, proxies), 2**20)
+    drafts = await behind_proxies(stack.drafts, stack.draft_ports, proxies)
+    stack.scorer = DraftClient(drafts, 2**20, PrefixIndex())
+    for pool in (stack.client._pool, stack.scorer._pool):
         await pool.info()
-        await house.settle(lambda pool=pool: len(pool.usable()) == 5)
-    yield house
-    for closable in (house.client, house.scorer, *proxies):
+        await stack.settle(lambda pool=pool: len(pool.usable()) == 5)
+    yield stack
+    for closable in (stack.client, stack.scorer, *proxies):
         await closable.aclose()
 
 

@@ -15,8 +15,8 @@ from presift.rpc.codec import kv_mask_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ..fakes.clients import CLIENTS
-from ..fakes.house import ALL_ROUTES, CASCADE, KV_CAPACITY, KV_WINDOW, refusal_of, wire_prompt
 from ..fakes.services import bits, keep, kept_kv, raises
+from ..fakes.stack import ALL_ROUTES, CASCADE, KV_CAPACITY, KV_WINDOW, refusal_of, wire_prompt
 
 LONG = list(range(100, 200))
 LATER = [*LONG, *range(200, 220)]
@@ -26,8 +26,8 @@ PROTECTED = [(50, 52)]
 
 
 @pytest.fixture
-async def house(open_house):
-    return await open_house(routes=ALL_ROUTES, salt="tenant")
+async def stack(open_stack):
+    return await open_stack(routes=ALL_ROUTES, salt="tenant")
 
 
 def request(prompt=LONG, *, kv=None, spans=(), per_token=False, **asked):
@@ -40,19 +40,19 @@ def request(prompt=LONG, *, kv=None, spans=(), per_token=False, **asked):
     )
 
 
-async def explained(house, *args, **asked):
-    return await house.stub.Explain(request(*args, **asked))
+async def explained(stack, *args, **asked):
+    return await stack.stub.Explain(request(*args, **asked))
 
 
 def mask_of(told):
     return kv_mask_from_wire(told.kv_mask).kept
 
 
-async def test_spec_kv_explains_what_every_layer_and_head_keeps(house):
-    told = await explained(house, route=KV, spans=PROTECTED)
+async def test_spec_kv_explains_what_every_layer_and_head_keeps(stack):
+    told = await explained(stack, route=KV, spans=PROTECTED)
     wanted = kept_kv(100, KV_CAPACITY, KV_WINDOW, spans=PROTECTED)
     assert np.array_equal(mask_of(told), wanted) and told.target_coverage == 0.75
-    (call,) = house.target.calls
+    (call,) = stack.target.calls
     assert call.kv_plan.report_kept and call.kv_plan.keep_full_prefix and call.cache_salt == "tenant"
     assert (call.sampling.max_new_tokens, list(call.token_ids)) == (1, LONG)
     shares = [share for span in told.spans for share in [span.kept_share] * (span.tokens.end - span.tokens.start)]
@@ -61,28 +61,28 @@ async def test_spec_kv_explains_what_every_layer_and_head_keeps(house):
     assert {span.kept_share for span in told.spans if span.protected} == {1.0}
 
 
-async def test_the_plan_is_that_of_generate(house):
-    await explained(house, route=KV, spans=PROTECTED)
-    answer = await house.ask(LONG, route=KV, spans=PROTECTED)
-    told, asked = (call.kv_plan for call in house.target.calls)
+async def test_the_plan_is_that_of_generate(stack):
+    await explained(stack, route=KV, spans=PROTECTED)
+    answer = await stack.ask(LONG, route=KV, spans=PROTECTED)
+    told, asked = (call.kv_plan for call in stack.target.calls)
     told.report_kept = False
     assert told == asked and answer.usage.reused_entry
 
 
-async def test_a_reused_entry_is_made_again_where_nobody_finds_it(house):
-    await house.ask(LONG, route=KV)
-    first, second = [await explained(house, route=KV) for _ in range(2)]
+async def test_a_reused_entry_is_made_again_where_nobody_finds_it(stack):
+    await stack.ask(LONG, route=KV)
+    first, second = [await explained(stack, route=KV) for _ in range(2)]
     assert first.kv_mask == second.kv_mask and first.target_coverage == second.target_coverage == 0.75
     assert np.array_equal(mask_of(first), kept_kv(100, KV_CAPACITY, KV_WINDOW))
-    _, *calls = house.target.calls
+    _, *calls = stack.target.calls
     salts = [call.cache_salt for call in calls]
     assert salts[0] == salts[2] == "tenant" and len(set(salts)) == 3
     assert [call.kv_plan.keep_full_prefix for call in calls] == [True, False, True, False]
     assert all(call.sampling.max_new_tokens == 1 for call in calls)
 
 
-async def test_spec_kv_pc_explains_in_positions_of_the_prompt(house):
-    told = await explained(house, route=KV_PC, spans=PROTECTED)
+async def test_spec_kv_pc_explains_in_positions_of_the_prompt(stack):
+    told = await explained(stack, route=KV_PC, spans=PROTECTED)
     read = keep(100, CASCADE, 4, PROTECTED)
     wanted = np.zeros((4, 2, 100), dtype=bool)
     wanted[:, :, read] = kept_kv(CASCADE, KV_CAPACITY, KV_WINDOW, spans=[(read.index(50), read.index(52 - 1) + 1)])
@@ -91,64 +91,64 @@ async def test_spec_kv_pc_explains_in_positions_of_the_prompt(house):
     assert kept == set(np.flatnonzero(wanted.any(axis=(0, 1)))) and kept < set(read)
 
 
-async def test_a_draft_mask_is_what_is_kept(house):
+async def test_a_draft_mask_is_what_is_kept(stack):
     for _ in range(2):  # made, and found again: the target is asked once each time
-        told = await explained(house, route=KV, kv={"selection": MASK})
+        told = await explained(stack, route=KV, kv={"selection": MASK})
         assert (told.kv_mask.layers, told.kv_mask.kv_heads) == (1, 1)
         assert told.kv_mask.kept == bits(keep(100, KV_CAPACITY + 1, KV_WINDOW + 1), 100)
-    assert len(house.target.calls) == 2
+    assert len(stack.target.calls) == 2
 
 
-async def test_a_later_turn_keeps_all_that_came_since(house):
-    await house.ask(LONG, route=KV)
-    told = await explained(house, LATER, route=KV, kv={"continue_prompt_tokens": 100})
+async def test_a_later_turn_keeps_all_that_came_since(stack):
+    await stack.ask(LONG, route=KV)
+    told = await explained(stack, LATER, route=KV, kv={"continue_prompt_tokens": 100})
     kept = mask_of(told)
     assert told.decision.continued and kept[:, :, 100:].all()
     assert np.array_equal(kept[:, :, :100], kept_kv(100, KV_CAPACITY, KV_WINDOW))
 
 
 @pytest.mark.parametrize("route", [PC, plan_pb2.ROUTE_FULL])
-async def test_routes_that_drop_no_kv_do_not_ask_the_target(house, route):
-    told = await explained(house, route=route)
-    assert not told.HasField("kv_mask") and not told.HasField("target_coverage") and house.target.calls == []
+async def test_routes_that_drop_no_kv_do_not_ask_the_target(stack, route):
+    told = await explained(stack, route=route)
+    assert not told.HasField("kv_mask") and not told.HasField("target_coverage") and stack.target.calls == []
     assert not any(span.HasField("kept_share") for span in told.spans)
 
 
-async def test_explain_without_kv_mask_does_not_call_the_target(house):
-    told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV))
-    assert not told.HasField("kv_mask") and house.target.calls == []
+async def test_explain_without_kv_mask_does_not_call_the_target(stack):
+    told = await stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV))
+    assert not told.HasField("kv_mask") and stack.target.calls == []
 
 
-async def test_a_target_that_does_not_say_is_no_error(house):
-    house.target.reports = False
-    told = await explained(house, route=KV)
-    assert not told.HasField("kv_mask") and len(house.target.calls) == 1
+async def test_a_target_that_does_not_say_is_no_error(stack):
+    stack.target.reports = False
+    told = await explained(stack, route=KV)
+    assert not told.HasField("kv_mask") and len(stack.target.calls) == 1
 
 
 @pytest.mark.parametrize("spoiled", [{"prompt_tokens": 92, "kept": bytes(8 * 12)}, {"kept": b"\xff"}])
-async def test_a_bad_mask_is_the_targets_fault(house, spoiled):
+async def test_a_bad_mask_is_the_targets_fault(stack, spoiled):
     def spoil(usage):
         for name, value in spoiled.items():
             setattr(usage.kv_mask, name, value)
 
-    house.target.spoil = spoil
-    refusal = await refusal_of(explained(house, route=KV))
+    stack.target.spoil = spoil
+    refusal = await refusal_of(explained(stack, route=KV))
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
 
 
-async def test_a_mask_that_is_too_large_is_refused_before_it_is_unpacked(house, monkeypatch):
+async def test_a_mask_that_is_too_large_is_refused_before_it_is_unpacked(stack, monkeypatch):
     kept = kept_kv(100, KV_CAPACITY, KV_WINDOW)
     size = kept.shape[0] * kept.shape[1] * 13
     monkeypatch.setattr(target_codec, "MAX_KV_MASK_BYTES", size)
-    await explained(house, route=KV)
+    await explained(stack, route=KV)
     monkeypatch.setattr(target_codec, "MAX_KV_MASK_BYTES", size - 1)
     monkeypatch.setattr(KvMask, "from_bits", None)
-    refusal = await refusal_of(explained(house, route=KV))
+    refusal = await refusal_of(explained(stack, route=KV))
     assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "include_kv_mask")
     assert (refusal.value, refusal.limit) == (f"a mask of {size} bytes", f"at most {size - 1} bytes")
 
 
-async def test_a_mask_is_unpacked_once_and_in_a_thread(house, monkeypatch):
+async def test_a_mask_is_unpacked_once_and_in_a_thread(stack, monkeypatch):
     unpacked, placed = [], []
     from_bits, in_prompt = KvMask.from_bits, kept_kv_module.in_prompt
 
@@ -162,38 +162,38 @@ async def test_a_mask_is_unpacked_once_and_in_a_thread(house, monkeypatch):
 
     monkeypatch.setattr(KvMask, "from_bits", unpack)
     monkeypatch.setattr(kept_kv_module, "in_prompt", place)
-    assert (await explained(house, route=KV)).HasField("kv_mask")
+    assert (await explained(stack, route=KV)).HasField("kv_mask")
     assert len(unpacked) == len(placed) == 1
     assert threading.main_thread() not in (*unpacked, *placed)
 
 
-async def test_what_the_target_refuses_reaches_the_caller(house):
-    house.target.faults.append(raises(Overloaded("waiting", 9, 8, retry_after_s=1.5)))
-    assert (await refusal_of(explained(house, route=KV))).retry_after_s == 1.5
+async def test_what_the_target_refuses_reaches_the_caller(stack):
+    stack.target.faults.append(raises(Overloaded("waiting", 9, 8, retry_after_s=1.5)))
+    assert (await refusal_of(explained(stack, route=KV))).retry_after_s == 1.5
 
 
-async def test_the_rendered_text_comes_with_it(house):
+async def test_the_rendered_text_comes_with_it(stack):
     chat = [("system", "be brief"), ("user", "ü" * 60), ("user", "why?")]
-    told = await explained(house, chat, route=PC, budget=orchestrator_pb2.Budget(max_prompt_tokens=90))
+    told = await explained(stack, chat, route=PC, budget=orchestrator_pb2.Budget(max_prompt_tokens=90))
     assert told.text == f"<system>be brief</system><user>{'ü' * 60}</user><user>why?</user><assistant>"
     assert told.spans[-1].characters.end == len(told.text)
-    assert (await explained(house, route=PC)).text == ""
+    assert (await explained(stack, route=PC)).text == ""
 
 
-async def test_the_text_counts_as_text_that_is_tokenized_again(house, monkeypatch):
-    sizes, run = [], house.tokenizer.limit.run
+async def test_the_text_counts_as_text_that_is_tokenized_again(stack, monkeypatch):
+    sizes, run = [], stack.tokenizer.limit.run
 
     def counted(work, size):
         sizes.append(size)
         return run(work, size)
 
-    monkeypatch.setattr(house.tokenizer.limit, "run", counted)
-    told = await explained(house, "the quick brown fox " * 8)
+    monkeypatch.setattr(stack.tokenizer.limit, "run", counted)
+    told = await explained(stack, "the quick brown fox " * 8)
     assert sizes == [told.decision.prompt_tokens]
 
 
-async def test_a_span_of_every_token(house):
-    told = await explained(house, "z" * 40, per_token=True, route=PC)
+async def test_a_span_of_every_token(stack):
+    told = await explained(stack, "z" * 40, per_token=True, route=PC)
     assert [(span.tokens.start, span.tokens.end) for span in told.spans] == [(i, i + 1) for i in range(40)]
     assert [span.importance for span in told.spans] == pytest.approx([i / sum(range(40)) for i in range(40)])
     assert [i for i, span in enumerate(told.spans) if span.kept] == keep(40, 16, 4)
@@ -214,41 +214,41 @@ class Rendering:
         return self._explain(*args, **options)
 
 
-async def test_explanations_are_made_one_at_a_time_while_others_are_answered(open_house, monkeypatch):
-    house = await open_house(limits=QueueLimits(max_running=2))
-    rendering, explaining = Rendering(monkeypatch), house.pipeline.parts.explaining
+async def test_explanations_are_made_one_at_a_time_while_others_are_answered(open_stack, monkeypatch):
+    stack = await open_stack(limits=QueueLimits(max_running=2))
+    rendering, explaining = Rendering(monkeypatch), stack.pipeline.parts.explaining
     plain = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG))
-    calls = [house.stub.Explain(plain)]
-    await house.settle(lambda: rendering.running == 1)
-    calls += [house.stub.Explain(plain) for _ in range(3)]
-    await house.settle(lambda: explaining.waiting == 3)
-    assert (await house.ask([4, 5])).token_ids == [5, 4]
+    calls = [stack.stub.Explain(plain)]
+    await stack.settle(lambda: rendering.running == 1)
+    calls += [stack.stub.Explain(plain) for _ in range(3)]
+    await stack.settle(lambda: explaining.waiting == 3)
+    assert (await stack.ask([4, 5])).token_ids == [5, 4]
     calls[0].cancel()
-    await house.settle(calls[0].done)
-    assert (await house.ask([4, 5])).token_ids == [5, 4]  # by now, the server knows
+    await stack.settle(calls[0].done)
+    assert (await stack.ask([4, 5])).token_ids == [5, 4]  # by now, the server knows
     # A thread cannot be cancelled: what it holds counts until it has ended.
     assert (explaining.running, explaining.waiting, rendering.most) == (1, 3, 1)
     rendering.gate.set()
     told = [await call for call in calls[1:]]
     assert rendering.most == 1 and all(each.spans == told[0].spans for each in told)
-    await house.settle(lambda: not explaining.running)
+    await stack.settle(lambda: not explaining.running)
 
 
-async def test_a_slow_target_delays_no_explanation_without_its_mask(house):
-    house.target.pause_after = 1
-    masks = house.pipeline.parts.reading_masks
-    calls = [house.stub.Explain(request(route=KV)) for _ in range(3)]
-    await house.settle(lambda: (masks.running, masks.waiting) == (1, 2) and house.target.running == 1)
-    told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG)))
-    assert told.spans and house.admission.running == 1
+async def test_a_slow_target_delays_no_explanation_without_its_mask(stack):
+    stack.target.pause_after = 1
+    masks = stack.pipeline.parts.reading_masks
+    calls = [stack.stub.Explain(request(route=KV)) for _ in range(3)]
+    await stack.settle(lambda: (masks.running, masks.waiting) == (1, 2) and stack.target.running == 1)
+    told = await stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG)))
+    assert told.spans and stack.admission.running == 1
     for call in calls:
         call.cancel()
-    await house.settle(lambda: not (masks.running or masks.waiting or house.target.running))
+    await stack.settle(lambda: not (masks.running or masks.waiting or stack.target.running))
 
 
 @pytest.mark.parametrize("kind", CLIENTS.values(), ids=CLIENTS)
-async def test_the_clients_read_it_all(house, kind):
-    client = kind(house.address)
+async def test_the_clients_read_it_all(stack, kind):
+    client = kind(stack.address)
     told = await client.explain(token_ids=LONG, route="spec_kv", include_kv_mask=True, protected_spans=PROTECTED)
     wanted = kept_kv(100, KV_CAPACITY, KV_WINDOW, spans=PROTECTED)
     assert (told.kv_mask.layers, told.kv_mask.kv_heads, told.kv_mask.prompt_tokens) == (4, 2, 100)
@@ -267,9 +267,9 @@ async def test_the_clients_read_it_all(house, kind):
 
 
 @pytest.mark.parametrize("route", [plan_pb2.ROUTE_UNSPECIFIED, PC])
-async def test_the_routes_that_there_were(house, route):
+async def test_the_routes_that_there_were(stack, route):
     budget = orchestrator_pb2.Budget(max_prompt_tokens=50, max_kv_tokens=KV_CAPACITY)
-    told = await explained(house, route=route, budget=budget)
+    told = await explained(stack, route=route, budget=budget)
     routes = {each.route: each for each in told.routes}
     assert [each.route for each in told.routes] == [plan_pb2.ROUTE_FULL, KV, KV_PC, PC]
     assert [each.route for each in told.routes if each.chosen] == [told.decision.route]
@@ -279,21 +279,21 @@ async def test_the_routes_that_there_were(house, route):
     assert chosen.met and not chosen.why_not and chosen.kv_tokens == told.decision.kv_tokens
 
 
-async def test_a_route_that_cannot_be_has_no_costs(open_house):
-    house = await open_house()
-    told = await house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=PC))
+async def test_a_route_that_cannot_be_has_no_costs(open_stack):
+    stack = await open_stack()
+    told = await stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=PC))
     (kv,) = (each for each in told.routes if each.route == KV)
     assert kv.why_not == "is not served here" and not kv.HasField("ttft_ms") and not kv.HasField("read_tokens")
 
 
-async def test_a_turn_that_goes_on_had_no_choice(house):
-    await house.ask(LONG, route=KV)
-    told = await explained(house, LATER, route=KV, kv={"continue_prompt_tokens": len(LONG)})
+async def test_a_turn_that_goes_on_had_no_choice(stack):
+    await stack.ask(LONG, route=KV)
+    told = await explained(stack, LATER, route=KV, kv={"continue_prompt_tokens": len(LONG)})
     assert told.decision.continued and not told.routes
 
 
-async def test_room_is_left_for_the_answer_that_is_asked_about(house):
-    assert (await explained(house, route=PC, max_new_tokens=2**31)).decision.route == PC
-    refusal = await refusal_of(explained(house, max_new_tokens=0))
+async def test_room_is_left_for_the_answer_that_is_asked_about(stack):
+    assert (await explained(stack, route=PC, max_new_tokens=2**31)).decision.route == PC
+    refusal = await refusal_of(explained(stack, max_new_tokens=0))
     assert refusal.field == "sampling.max_new_tokens" and refusal.limit == ">= 1"
-    assert (await explained(house, route=PC, max_new_tokens=1)).decision.route == PC
+    assert (await explained(stack, route=PC, max_new_tokens=1)).decision.route == PC

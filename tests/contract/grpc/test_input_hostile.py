@@ -22,8 +22,8 @@ from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2_grpc, orchestrator_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
 from ...echo_engine import EchoEngine
-from ..fakes.house import Refusal, refusal_of, request
 from ..fakes.services import raises
+from ..fakes.stack import Refusal, refusal_of, request
 
 METHODS = {
     "target": ("TargetService/Generate", "TargetService/Prefill"),
@@ -35,9 +35,9 @@ LIMIT_BYTES = 2**20
 
 
 @pytest.fixture
-async def address(open_house):
+async def address(open_stack):
     """method -> the address of a real server that has it"""
-    house, queue = await open_house(message_bytes=LIMIT_BYTES), WorkQueue(4)
+    stack, queue = await open_stack(message_bytes=LIMIT_BYTES), WorkQueue(4)
     servers = {name: GrpcServer(ServerOptions("127.0.0.1:0", LIMIT_BYTES), []) for name in ("target", "draft")}
     target, draft = TargetServicer(Admission(4, 4)), DraftServicer(queue, 16)
     target.use(EchoEngine())
@@ -45,7 +45,7 @@ async def address(open_house):
     target_pb2_grpc.add_TargetServiceServicer_to_server(target, servers["target"].grpc)
     draft_pb2_grpc.add_DraftServiceServicer_to_server(draft, servers["draft"].grpc)
     places = {name: f"127.0.0.1:{await server.start()}" for name, server in servers.items()}
-    places["orchestrator"] = house.address
+    places["orchestrator"] = stack.address
     yield lambda method: next(places[name] for name, methods in METHODS.items() if method in methods)
     for server in servers.values():
         await server.grpc.stop(0)
@@ -193,42 +193,42 @@ async def test_health_has_the_same_limits(address):
     assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_an_explanation_of_too_many_spans_is_rejected(house, monkeypatch):
+async def test_an_explanation_of_too_many_spans_is_rejected(stack, monkeypatch):
     monkeypatch.setattr("presift.orchestrator.planning.explain.MAX_EXPLAINED_SPANS", 99)
     asked = orchestrator_pb2.ExplainRequest(prompt=request([7] * 100).prompt, span_per_token=True)
-    refusal = await refusal_of(house.stub.Explain(asked))
+    refusal = await refusal_of(stack.stub.Explain(asked))
     assert (refusal.code, refusal.field) == ("INVALID_ARGUMENT", "span_per_token")
     assert (refusal.value, refusal.limit) == ("100 spans", "at most 99")
     asked.span_per_token = False
-    assert len((await house.stub.Explain(asked)).spans) < 99
+    assert len((await stack.stub.Explain(asked)).spans) < 99
     assert MAX_EXPLAINED_SPANS * 64 < 34 * 2**20  # what the message limit is by default
 
 
-async def test_a_text_of_too_many_tokens_is_rejected(house, monkeypatch):
+async def test_a_text_of_too_many_tokens_is_rejected(stack, monkeypatch):
     monkeypatch.setattr("presift.orchestrator.domain.limits.MAX_PROMPT_TOKENS", 50)
-    refusal = await house.refused("x" * 51)
+    refusal = await stack.refused("x" * 51)
     assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG")
     assert (refusal.field, refusal.value, refusal.limit) == ("prompt", "51 tokens", "at most 50")
-    assert (await house.ask("x" * 50)).usage.prompt_tokens == 50
+    assert (await stack.ask("x" * 50)).usage.prompt_tokens == 50
 
 
 @pytest.mark.parametrize("budget", [{}, {"strict": True, "max_prompt_tokens": 20}])
-async def test_a_prompt_that_neither_model_can_read_is_invalid(house, budget):
+async def test_a_prompt_that_neither_model_can_read_is_invalid(stack, budget):
     """Found by fuzzing: the status was UNAVAILABLE, which asks for a retry."""
-    house.draft.faults.append(raises(PromptTooLong("token_ids", "501 tokens", "<= 450")))
-    refusal = await house.refused([7] * 500, budget=budget)
+    stack.draft.faults.append(raises(PromptTooLong("token_ids", "501 tokens", "<= 450")))
+    refusal = await stack.refused([7] * 500, budget=budget)
     assert (refusal.code, refusal.reason, refusal.field) == ("INVALID_ARGUMENT", "PROMPT_TOO_LONG", "prompt")
     assert (refusal.value, refusal.limit) == ("501 tokens", "<= 450")
-    assert (await house.ask([7] * 500, budget=budget)).route == "SPEC_PC"
+    assert (await stack.ask([7] * 500, budget=budget)).route == "SPEC_PC"
 
 
-async def test_an_explanation_over_the_message_limit_is_rejected(open_house):
-    house = await open_house(message_bytes=20_000)
+async def test_an_explanation_over_the_message_limit_is_rejected(open_stack):
+    stack = await open_stack(message_bytes=20_000)
     asked = orchestrator_pb2.ExplainRequest(prompt=request("x" * 390).prompt, span_per_token=True)
-    assert (await house.stub.Explain(asked)).ByteSize() < 20_000
-    house = await open_house(message_bytes=4_000)
+    assert (await stack.stub.Explain(asked)).ByteSize() < 20_000
+    stack = await open_stack(message_bytes=4_000)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        await house.stub.Explain(asked)
+        await stack.stub.Explain(asked)
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -253,9 +253,9 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("asked", ABSURD.values(), ids=ABSURD)
-async def test_absurd_numbers(house, echo, asked):
+async def test_absurd_numbers(stack, echo, asked):
     parsed = request(list(range(100, 200)), **asked)
-    call = house.stub.Generate(parsed)
+    call = stack.stub.Generate(parsed)
     if "sampling" in asked:  # checked by the target
         call = echo.Generate(target_pb2.TargetServiceGenerateRequest(token_ids=[1], sampling=parsed.sampling))
     refusal = await refusal_of(first(call))
@@ -288,8 +288,8 @@ LARGE = {
 
 
 @pytest.mark.parametrize("asked", LARGE.values(), ids=LARGE)
-async def test_valid_large_numbers_are_served(house, asked):
-    answer = await house.ask(list(range(100, 200)), **asked)
+async def test_valid_large_numbers_are_served(stack, asked):
+    answer = await stack.ask(list(range(100, 200)), **asked)
     assert answer.usage.completion_tokens == 5
 
 

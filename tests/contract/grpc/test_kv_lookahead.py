@@ -13,8 +13,8 @@ from presift.orchestrator.quality.sampler import Sampler
 from presift.orchestrator.routing.cost_model import CostCurve, StageCosts
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from ..fakes.house import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, KV_WINDOW, LOOKAHEAD, refusal_of, wire_prompt
 from ..fakes.services import lookahead, model, raises
+from ..fakes.stack import ALL_ROUTES, CASCADE, DEFAULTS, KV_CAPACITY, KV_WINDOW, LOOKAHEAD, refusal_of, wire_prompt
 
 LONG = list(range(100, 200))
 LATER = [*LONG, *range(300, 320)]
@@ -32,20 +32,20 @@ class FreeOfCharge(CostEstimator):
 
 
 @pytest.fixture
-def settled(open_house):
+def settled(open_stack):
     def opened(by=KvLookahead.TARGET, renew_every=0, **options):
         defaults = replace(DEFAULTS, lookahead=by, first_full_tokens=FIRST, renew_every=renew_every)
-        return open_house(routes=ALL_ROUTES, defaults=defaults, **options)
+        return open_stack(routes=ALL_ROUTES, defaults=defaults, **options)
 
     return opened
 
 
 async def test_the_draft_is_not_asked(settled):
-    house = await settled(renew_every=3)
-    answer = await house.ask(LONG, route=KV, spans=[(50, 52)])
+    stack = await settled(renew_every=3)
+    answer = await stack.ask(LONG, route=KV, spans=[(50, 52)])
     assert (answer.route, answer.reason, answer.cache) == ("SPEC_KV", "REQUESTED", "NOT_USED")
-    assert house.draft.calls == house.target.prefills == []
-    (call,) = house.target.calls
+    assert stack.draft.calls == stack.target.prefills == []
+    (call,) = stack.target.calls
     plan, policy = call.kv_plan, call.kv_plan.policy
     assert list(call.token_ids) == LONG and not plan.lookahead_token_ids and not plan.HasField("kv_mask")
     assert (policy.capacity, policy.window, policy.lookahead_tokens) == (KV_CAPACITY, KV_WINDOW, 0)
@@ -58,41 +58,41 @@ async def test_the_draft_is_not_asked(settled):
 
 @pytest.mark.parametrize("by", [KvLookahead.TARGET, KvLookahead.AUTO])
 async def test_no_draft_is_needed(settled, by):
-    house = await settled(by, draft_up=False)
-    assert (await house.ask(LONG, route=KV)).route == "SPEC_KV"
-    limited = await house.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1})
+    stack = await settled(by, draft_up=False)
+    assert (await stack.ask(LONG, route=KV)).route == "SPEC_KV"
+    limited = await stack.ask(LONG, route=AUTO, budget={"max_kv_tokens": KV_CAPACITY + 1})
     assert (limited.route, limited.reason) == ("SPEC_KV", "OVER_BUDGET")
     for route in (KV_PC, plan_pb2.ROUTE_SPEC_PC):
-        answer = await house.ask(LONG, route=route)
+        answer = await stack.ask(LONG, route=route)
         assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
 
 
 @pytest.mark.parametrize("by", [KvLookahead.TARGET, KvLookahead.AUTO])
 async def test_a_strict_kv_limit_needs_the_draft(settled, by):
     strict = {"max_kv_tokens": KV_CAPACITY + 1, "strict": True}
-    house = await settled(by)
-    assert (await house.ask(LONG, route=KV, budget=strict)).decision.lookahead == BY_DRAFT
-    house.draft.faults.append(raises(InternalError("broken")))
-    assert (await house.refused(LATER, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
-    house = await settled(by, draft_up=False)
-    assert (await house.refused(LONG, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
-    assert house.target.calls == []
-    refusal = await house.refused(LONG, route=KV, budget=strict, kv={"lookahead": BY_TARGET})
+    stack = await settled(by)
+    assert (await stack.ask(LONG, route=KV, budget=strict)).decision.lookahead == BY_DRAFT
+    stack.draft.faults.append(raises(InternalError("broken")))
+    assert (await stack.refused(LATER, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    stack = await settled(by, draft_up=False)
+    assert (await stack.refused(LONG, route=KV, budget=strict)).reason == "DRAFT_UNAVAILABLE"
+    assert stack.target.calls == []
+    refusal = await stack.refused(LONG, route=KV, budget=strict, kv={"lookahead": BY_TARGET})
     assert (refusal.reason, refusal.field) == ("INVALID_REQUEST", "budget.max_kv_tokens")
 
 
 async def test_the_drafts_lookahead_needs_the_draft(settled):
-    house = await settled(KvLookahead.DRAFT, draft_up=False)
-    answer = await house.ask(LONG, route=KV)
+    stack = await settled(KvLookahead.DRAFT, draft_up=False)
+    answer = await stack.ask(LONG, route=KV)
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
 
 
 async def test_a_draft_that_stops_is_noticed(settled):
-    house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
-    assert (await house.ask(LONG, route=KV)).decision.lookahead == BY_DRAFT
-    await house.draft_server.grpc.stop(0)
-    await house.settle(lambda: not house.models.has_draft_now)
-    answer = await house.ask(LATER, route=KV)
+    stack = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
+    assert (await stack.ask(LONG, route=KV)).decision.lookahead == BY_DRAFT
+    await stack.draft_server.grpc.stop(0)
+    await stack.settle(lambda: not stack.models.has_draft_now)
+    answer = await stack.ask(LATER, route=KV)
     assert (answer.route, answer.decision.lookahead) == ("SPEC_KV", BY_TARGET)
     assert answer.decision.detail == f"keeps {KV_CAPACITY + 1} KV tokens"  # it was not asked
 
@@ -106,61 +106,61 @@ FAULTS = {
 
 @pytest.mark.parametrize(("error", "reason"), FAULTS.values(), ids=FAULTS)
 async def test_the_target_looks_ahead_where_the_draft_fails(settled, caplog, telemetry, error, reason):
-    house = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
+    stack = await settled(KvLookahead.AUTO, estimator=FreeOfCharge())
     counted = telemetry.total("presift.fallbacks", reason=reason, route="spec_kv")
-    house.draft.faults.append(raises(error))
-    answer = await house.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1})
-    assert (answer.route, answer.reason, len(house.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
+    stack.draft.faults.append(raises(error))
+    answer = await stack.ask(LONG, route=KV, budget={"max_kv_tokens": KV_CAPACITY + 1})
+    assert (answer.route, answer.reason, len(stack.draft.calls)) == ("SPEC_KV", "REQUESTED", 1)
     assert answer.decision.policy.spec_kv.first_full_tokens == FIRST and not answer.decision.HasField("draft")
     assert answer.decision.detail.startswith(f"keeps {KV_CAPACITY + 1} KV tokens; ")
     assert "answered with the target's lookahead: requested" in caplog.text
     assert telemetry.total("presift.fallbacks", reason=reason, route="spec_kv") == counted + 1
-    house.draft.faults.append(raises(error))
-    assert (await house.ask(LONG, route=KV_PC)).route == "FULL"
+    stack.draft.faults.append(raises(error))
+    assert (await stack.ask(LONG, route=KV_PC)).route == "FULL"
 
 
-async def test_options_override_the_settings(open_house):
-    house = await open_house(routes=ALL_ROUTES)
+async def test_options_override_the_settings(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
     kv = {"lookahead": BY_TARGET, "first_full_tokens": 5, "renew_every": 4, "renew_window": 2}
-    answer = await house.ask(LONG, route=KV, kv=kv)
-    policy = house.target.calls[0].kv_plan.policy
+    answer = await stack.ask(LONG, route=KV, kv=kv)
+    policy = stack.target.calls[0].kv_plan.policy
     assert (policy.first_full_tokens, policy.renew_every, policy.renew_window) == (5, 4, 2)
-    assert (house.draft.calls, answer.decision.lookahead) == ([], BY_TARGET)
+    assert (stack.draft.calls, answer.decision.lookahead) == ([], BY_TARGET)
 
 
-async def test_the_decision_says_who_made_the_lookahead(open_house):
-    house = await open_house(routes=ALL_ROUTES)
+async def test_the_decision_says_who_made_the_lookahead(open_stack):
+    stack = await open_stack(routes=ALL_ROUTES)
     for route in (KV, KV_PC):
-        assert (await house.ask(LONG, route=route)).decision.lookahead == BY_DRAFT
-        assert (await house.ask(LONG, route=route, kv={"lookahead": BY_TARGET})).decision.lookahead == BY_TARGET
+        assert (await stack.ask(LONG, route=route)).decision.lookahead == BY_DRAFT
+        assert (await stack.ask(LONG, route=route, kv={"lookahead": BY_TARGET})).decision.lookahead == BY_TARGET
     without = {"mask": (KV, {"selection": MASK}), "window": (KV, {"lookahead_tokens": 0}), "no KV": (AUTO, {})}
     for route, kv in without.values():
-        assert not (await house.ask(LONG, route=route, kv=kv)).decision.HasField("lookahead")
+        assert not (await stack.ask(LONG, route=route, kv=kv)).decision.HasField("lookahead")
 
 
 async def test_what_must_be_selected_before_the_answer_is_selected_by_the_draft(settled):
     """To be shown, or so that another target can continue the answer; `auto` takes the target elsewhere."""
-    house = await settled(KvLookahead.AUTO, renew_every=3)
-    assert (await house.ask(LONG, route=KV)).decision.lookahead == BY_TARGET
+    stack = await settled(KvLookahead.AUTO, renew_every=3)
+    assert (await stack.ask(LONG, route=KV)).decision.lookahead == BY_TARGET
     explain = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV, include_kv_mask=True)
-    told = await house.stub.Explain(explain)
+    told = await stack.stub.Explain(explain)
     assert told.decision.lookahead == BY_DRAFT and told.HasField("kv_mask")
-    decision = (await house.ask(LATER, route=KV, migrate=True)).decision
+    decision = (await stack.ask(LATER, route=KV, migrate=True)).decision
     assert (decision.lookahead, decision.policy.spec_kv.renew_every) == (BY_DRAFT, 0)
-    decision = (await house.ask(LATER, route=KV, migrate=True, kv={"renew_every": 4})).decision
+    decision = (await stack.ask(LATER, route=KV, migrate=True, kv={"renew_every": 4})).decision
     assert decision.policy.spec_kv.renew_every == 4
-    house = await settled(KvLookahead.AUTO, renew_every=3, draft_up=False)
-    assert (await house.ask(LATER, route=KV, migrate=True)).decision.policy.spec_kv.renew_every == 3
+    stack = await settled(KvLookahead.AUTO, renew_every=3, draft_up=False)
+    assert (await stack.ask(LATER, route=KV, migrate=True)).decision.policy.spec_kv.renew_every == 3
 
 
 @pytest.mark.parametrize("kv", [{}, {"renew_every": 3}, {"first_full_tokens": FIRST}], ids=str)
 async def test_pages_of_several_tokens_renew_whole_pages(settled, kv):
-    house, capacity = await settled(renew_every=3, kv_page_tokens=8), KV_CAPACITY // 8 * 8
-    answer = await house.ask(LONG, route=KV, kv=kv)
+    stack, capacity = await settled(renew_every=3, kv_page_tokens=8), KV_CAPACITY // 8 * 8
+    answer = await stack.ask(LONG, route=KV, kv=kv)
     assert answer.decision.kv_tokens == answer.usage.kv_tokens == capacity + 1
-    policy = house.target.calls[0].kv_plan.policy
+    policy = stack.target.calls[0].kv_plan.policy
     assert (policy.capacity, policy.first_full_tokens, policy.renew_every) == (capacity, FIRST, 3)
-    assert house.draft.calls == []
+    assert stack.draft.calls == []
 
 
 async def test_the_kv_mask_of_a_selection_that_changes(settled):
@@ -178,37 +178,37 @@ async def test_the_kv_mask_of_a_selection_that_changes(settled):
 
 
 async def test_explain_asks_no_draft_and_names_its_errors(settled):
-    house = await settled(draft_up=False)
+    stack = await settled(draft_up=False)
     request = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV)
-    explained = await house.stub.Explain(request)
+    explained = await stack.stub.Explain(request)
     assert explained.decision.policy.spec_kv.first_full_tokens == FIRST and len(explained.routes) == 4
     assert [(span.kept, span.importance) for span in explained.spans] == [(True, 0.0)]
     refusal = await refusal_of(
-        house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV_PC))
+        stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG), route=KV_PC))
     )
     assert refusal.reason == "DRAFT_UNAVAILABLE"
 
 
 async def test_the_cascade_asks_the_draft_for_the_prompt_alone(settled):
-    house = await settled(renew_every=3)
-    answer = await house.ask(LONG, route=KV_PC)
+    stack = await settled(renew_every=3)
+    answer = await stack.ask(LONG, route=KV_PC)
     assert (answer.route, answer.cache, answer.decision.kept_tokens) == ("SPEC_KV_PC", "MISS", CASCADE)
-    (call,) = house.target.calls
-    assert house.draft.calls[0].policy.spec_kv_pc.kv.lookahead_tokens == 0
+    (call,) = stack.target.calls
+    assert stack.draft.calls[0].policy.spec_kv_pc.kv.lookahead_tokens == 0
     assert call.kv_plan.policy.first_full_tokens == FIRST and call.kv_plan.keep_full_prefix
     assert not call.kv_plan.lookahead_token_ids and answer.decision.keep_full_prefix
 
 
 async def test_renewal_with_the_drafts_lookahead(settled):
-    house = await settled(KvLookahead.DRAFT, renew_every=3)
-    answer = await house.ask(LONG, route=KV)
-    plan = house.target.calls[0].kv_plan
+    stack = await settled(KvLookahead.DRAFT, renew_every=3)
+    answer = await stack.ask(LONG, route=KV)
+    plan = stack.target.calls[0].kv_plan
     assert list(plan.lookahead_token_ids) == lookahead(LOOKAHEAD)
     assert (plan.policy.renew_every, plan.policy.first_full_tokens) == (3, 0)
     assert answer.decision.policy.spec_kv == plan.policy
 
 
-async def test_what_renews_shares_compressed_prompts(settled, open_house):
+async def test_what_renews_shares_compressed_prompts(settled, open_stack):
     store = MemoryStore(CacheLimits())
     first = await settled(KvLookahead.DRAFT, store=store)
     assert (await first.ask(LONG, route=KV)).cache == "MISS"
@@ -217,58 +217,58 @@ async def test_what_renews_shares_compressed_prompts(settled, open_house):
 
 
 async def test_a_later_turn_continues_what_renews_from_its_first_entry(settled):
-    house = await settled(KvLookahead.DRAFT, renew_every=3)
-    await house.ask(LONG, route=KV)
-    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    stack = await settled(KvLookahead.DRAFT, renew_every=3)
+    await stack.ask(LONG, route=KV)
+    answer = await stack.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
     assert answer.decision.continued and answer.usage.reused_entry
-    assert house.target.calls[1].kv_plan.policy == house.target.calls[0].kv_plan.policy
-    freed = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100, "keep_full_prefix": False})
-    assert freed.decision.continued and house.target.calls[2].kv_plan.policy.renew_every == 0
+    assert stack.target.calls[1].kv_plan.policy == stack.target.calls[0].kv_plan.policy
+    freed = await stack.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100, "keep_full_prefix": False})
+    assert freed.decision.continued and stack.target.calls[2].kv_plan.policy.renew_every == 0
 
 
 async def test_an_answer_that_began_on_the_full_kv_leaves_nothing_to_continue(settled):
-    house = await settled()
-    await house.ask(LONG, route=KV)
-    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    stack = await settled()
+    await stack.ask(LONG, route=KV)
+    answer = await stack.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
     assert not answer.decision.continued and answer.route == "SPEC_KV"
     assert answer.decision.detail.endswith("not continued: no selection of the first 100 prompt tokens is known")
 
 
 async def test_a_window_alone_needs_no_draft_and_may_be_continued(settled):
-    house = await settled(KvLookahead.DRAFT, draft_up=False)
-    first = await house.ask(LONG, route=KV, kv={"lookahead_tokens": 0})
-    assert (first.route, house.target.calls[0].kv_plan.policy.first_full_tokens) == ("SPEC_KV", 0)
-    answer = await house.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
+    stack = await settled(KvLookahead.DRAFT, draft_up=False)
+    first = await stack.ask(LONG, route=KV, kv={"lookahead_tokens": 0})
+    assert (first.route, stack.target.calls[0].kv_plan.policy.first_full_tokens) == ("SPEC_KV", 0)
+    answer = await stack.ask(LATER, route=KV, kv={"continue_prompt_tokens": 100})
     assert answer.decision.continued and not answer.decision.HasField("draft") and answer.usage.reused_entry
 
 
 async def test_a_draft_without_its_last_layers_leaves_the_lookahead_to_the_target(settled):
     part = model("draft", layers=2, all_layers=4)
     for by in (KvLookahead.TARGET, KvLookahead.AUTO):
-        house = await settled(by, draft=part)
-        assert [(await house.ask(LONG, route=route)).route for route in (KV, KV_PC)] == ["SPEC_KV", "SPEC_KV_PC"]
-        assert house.target.calls[1].kv_plan.policy.first_full_tokens == FIRST
-    house = await settled(KvLookahead.DRAFT, draft=part)
-    assert (await house.refused(LONG, route=KV)).reason == "ROUTE_UNSUPPORTED"
+        stack = await settled(by, draft=part)
+        assert [(await stack.ask(LONG, route=route)).route for route in (KV, KV_PC)] == ["SPEC_KV", "SPEC_KV_PC"]
+        assert stack.target.calls[1].kv_plan.policy.first_full_tokens == FIRST
+    stack = await settled(KvLookahead.DRAFT, draft=part)
+    assert (await stack.refused(LONG, route=KV)).reason == "ROUTE_UNSUPPORTED"
 
 
-async def test_a_draft_without_its_last_layers_serves_a_window_alone(open_house, settled):
+async def test_a_draft_without_its_last_layers_serves_a_window_alone(open_stack, settled):
     part = model("draft", layers=2, all_layers=4)
     window = replace(DEFAULTS, spec_kv=replace(DEFAULTS.spec_kv, lookahead_tokens=0))
     by_request = await settled(KvLookahead.DRAFT, draft=part)
-    by_setting = await open_house(routes=ALL_ROUTES, defaults=window, draft=part)
-    for house, kv in ((by_request, {"lookahead_tokens": 0}), (by_setting, {})):
-        answers = [await house.ask(LONG, route=route, kv=kv) for route in (KV, KV_PC)]
+    by_setting = await open_stack(routes=ALL_ROUTES, defaults=window, draft=part)
+    for stack, kv in ((by_request, {"lookahead_tokens": 0}), (by_setting, {})):
+        answers = [await stack.ask(LONG, route=route, kv=kv) for route in (KV, KV_PC)]
         assert [(answer.route, answer.cache) for answer in answers] == [("SPEC_KV", "NOT_USED"), ("SPEC_KV_PC", "MISS")]
-        assert len(house.draft.calls) == 1 and not house.target.calls[1].kv_plan.lookahead_token_ids
+        assert len(stack.draft.calls) == 1 and not stack.target.calls[1].kv_plan.lookahead_token_ids
     refusal = await by_setting.refused(LONG, route=KV, kv={"lookahead_tokens": 1})
     assert refusal.reason == "ROUTE_UNSUPPORTED"
 
 
 async def test_the_guard_compares_without_a_draft(settled):
-    house = await settled(draft_up=False, sampler=Sampler(1.0))
-    await house.ask(LONG, route=KV)
-    await house.settle(house.guard.qualities)
-    (quality,) = house.guard.qualities()
+    stack = await settled(draft_up=False, sampler=Sampler(1.0))
+    await stack.ask(LONG, route=KV)
+    await stack.settle(stack.guard.qualities)
+    (quality,) = stack.guard.qualities()
     assert (quality.route, quality.samples, quality.exact_share) == ("spec_kv", 1, 1.0)
-    assert [call.HasField("kv_plan") for call in house.target.calls] == [True, False]
+    assert [call.HasField("kv_plan") for call in stack.target.calls] == [True, False]

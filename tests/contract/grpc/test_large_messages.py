@@ -23,8 +23,8 @@ from presift.target.request_metrics import RequestMetrics
 from presift.v1 import draft_pb2, plan_pb2, target_pb2, target_pb2_grpc
 
 from ...echo_engine import EchoEngine
-from ..fakes.house import refusal_of
 from ..fakes.services import model
+from ..fakes.stack import refusal_of
 
 SHORT, LONG = [200] * 100, [200] * 20_000
 SIZES = pytest.mark.parametrize(("ids", "in_loop"), [(SHORT, True), (LONG, False)], ids=["short", "long"])
@@ -49,11 +49,11 @@ def noted(monkeypatch):
 
 
 @SIZES
-async def test_an_orchestrator_reads_and_sends(open_house, noted, ids, in_loop):
+async def test_an_orchestrator_reads_and_sends(open_stack, noted, ids, in_loop):
     noted(servicer, "request_from_wire")
     noted(target_codec, "generate_message")
-    house = await open_house(target=model("target", context_tokens=2**20))
-    assert (await house.ask(ids, route=plan_pb2.ROUTE_FULL)).usage.prompt_tokens == len(ids)
+    stack = await open_stack(target=model("target", context_tokens=2**20))
+    assert (await stack.ask(ids, route=plan_pb2.ROUTE_FULL)).usage.prompt_tokens == len(ids)
     assert noted.seen == {"request_from_wire": in_loop, "generate_message": in_loop}
 
 
@@ -87,17 +87,17 @@ async def test_a_target_reads(noted, ids, in_loop):
 
 
 @pytest.mark.parametrize(("tokens", "in_loop"), [(4, True), (1000, False)], ids=["few", "many"])
-async def test_an_orchestrator_reads_and_sends_log_probabilities_of_the_prompt(open_house, noted, tokens, in_loop):
+async def test_an_orchestrator_reads_and_sends_log_probabilities_of_the_prompt(open_stack, noted, tokens, in_loop):
     noted(target_client, "usage_from_wire")
     noted(servicer, "event_to_wire")
-    house = await open_house()
+    stack = await open_stack()
 
     def spoil(usage):
         usage.prompt_logprobs.extend(target_pb2.TokenLogprob(token_id=each) for each in range(tokens))
 
-    house.target.spoil = spoil
+    stack.target.spoil = spoil
     sampling = {"top_logprobs": 0, "prompt_logprobs": True}
-    answer = await house.ask([200] * 4, route=plan_pb2.ROUTE_FULL, sampling=sampling)
+    answer = await stack.ask([200] * 4, route=plan_pb2.ROUTE_FULL, sampling=sampling)
     assert len(answer.usage.prompt_logprobs) == tokens
     assert noted.seen == {"usage_from_wire": in_loop, "event_to_wire": in_loop}
 

@@ -11,9 +11,9 @@ from presift.rpc.status import error_of
 from presift.v1 import plan_pb2, target_pb2
 
 from ...faults.proxy import FaultProxy
-from ..fakes.house import ALL_ROUTES, House, Options, request
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
 from ..fakes.services import aborts, raises
+from ..fakes.stack import ALL_ROUTES, Options, Stack, request
 
 FULL, SPEC_PC, SPEC_KV = plan_pb2.ROUTE_FULL, plan_pb2.ROUTE_SPEC_PC, plan_pb2.ROUTE_SPEC_KV
 LONG = list(range(100, 200))
@@ -42,7 +42,7 @@ def with_logprob(asked, token_id):
     return delta
 
 
-class ProxiedHouse(House):
+class ProxiedStack(Stack):
     """Each target is behind a proxy, whose connections can be cut."""
 
     async def _serve(self, server):
@@ -58,43 +58,43 @@ class ProxiedHouse(House):
 
 @pytest.fixture
 async def open_proxied():
-    houses = []
+    stacks = []
 
     async def open_proxied(targets=3, **options):
-        house = ProxiedHouse(Options(targets=targets, routes=ALL_ROUTES, **options))
-        houses.append(house)
-        await house.start()
-        await house.connect()
-        for number, target in enumerate(house.targets):
+        stack = ProxiedStack(Options(targets=targets, routes=ALL_ROUTES, **options))
+        stacks.append(stack)
+        await stack.start()
+        await stack.connect()
+        for number, target in enumerate(stack.targets):
             target.replica, target.answer, target.delta = f"process {number}", generated, with_logprob
         if targets > 1:
-            await house.settle(lambda: len(house.remote_target._pool.usable()) == targets)
-        return house
+            await stack.settle(lambda: len(stack.remote_target._pool.usable()) == targets)
+        return stack
 
     yield open_proxied
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
 
 
 @pytest.fixture
-async def house(open_proxied):
+async def stack(open_proxied):
     return await open_proxied()
 
 
-def busy(house):
-    return next(number for number, target in enumerate(house.targets) if target.running)
+def busy(stack):
+    return next(number for number, target in enumerate(stack.targets) if target.running)
 
 
-async def cut(house):
-    house.proxies[busy(house)].cut()
+async def cut(stack):
+    stack.proxies[busy(stack)].cut()
 
 
 class Breaks:
     """Loses the busy target once so many tokens of an answer have come, the next one after so many more, and so on."""
 
-    def __init__(self, house, breaks, lose):
-        self.house, self.lose, self.left, self.due = house, lose, list(breaks), 0
-        for target in house.targets:
+    def __init__(self, stack, breaks, lose):
+        self.stack, self.lose, self.left, self.due = stack, lose, list(breaks), 0
+        for target in stack.targets:
             target.pause_after = breaks[0] if breaks else None
         self._aim()
 
@@ -105,22 +105,22 @@ class Breaks:
         if tokens != self.due:
             return
         del self.left[0]
-        lost = busy(self.house)
-        for number, target in enumerate(self.house.targets):
+        lost = busy(self.stack)
+        for number, target in enumerate(self.stack.targets):
             if number != lost:
                 target.pause_after = self.left[0] if self.left else None
         self._aim()
-        await self.lose(self.house)
+        await self.lose(self.stack)
 
 
-async def ask(house, *, breaks=(BREAK,), lose=cut, prompt=LONG, migrate=True, **options):
+async def ask(stack, *, breaks=(BREAK,), lose=cut, prompt=LONG, migrate=True, **options):
     """The answer, or the error, and what the targets were asked."""
-    for target in house.targets:
+    for target in stack.targets:
         target.calls.clear()
-    plan = Breaks(house, breaks, lose)
+    plan = Breaks(stack, breaks, lose)
     found = SimpleNamespace(text="", token_ids=[], logprobs=[], usages=[], error=None)
     try:
-        async for event in house.stub.Generate(request(prompt, max_new_tokens=TOKENS, migrate=migrate, **options)):
+        async for event in stack.stub.Generate(request(prompt, max_new_tokens=TOKENS, migrate=migrate, **options)):
             if event.HasField("usage"):
                 found.usages.append(event.usage)
             found.text += event.delta.text
@@ -129,12 +129,12 @@ async def ask(house, *, breaks=(BREAK,), lose=cut, prompt=LONG, migrate=True, **
             await plan.reached(len(found.token_ids))
     except grpc.aio.AioRpcError as error:
         found.error = error
-    found.asked = sorted((call for each in house.targets for call in each.calls), key=lambda call: len(call.token_ids))
+    found.asked = sorted((call for each in stack.targets for call in each.calls), key=lambda call: len(call.token_ids))
     return found
 
 
-async def stop_server(house):
-    await house.target_servers[busy(house)].grpc.stop(0)
+async def stop_server(stack):
+    await stack.target_servers[busy(stack)].grpc.stop(0)
 
 
 CASES = {
@@ -151,9 +151,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-async def test_the_whole_answer_is_that_of_an_undisturbed_target(house, case):
-    quiet = await ask(house, breaks=(), migrate=False, **case)
-    told = await ask(house, **case)
+async def test_the_whole_answer_is_that_of_an_undisturbed_target(stack, case):
+    quiet = await ask(stack, breaks=(), migrate=False, **case)
+    told = await ask(stack, **case)
     assert (told.error, quiet.error) == (None, None) and len(told.token_ids) == TOKENS
     assert (told.text, told.token_ids, told.logprobs) == (quiet.text, quiet.token_ids, quiet.logprobs)
     [usage], [calm] = told.usages, quiet.usages
@@ -178,85 +178,85 @@ async def test_the_second_target_reads_the_prompt_and_the_answer_so_far(open_pro
         assert second.kv_plan == first.kv_plan
 
 
-async def test_what_the_second_target_reports_of_the_answer_so_far_is_not_of_the_prompt(house):
+async def test_what_the_second_target_reports_of_the_answer_so_far_is_not_of_the_prompt(stack):
     def report(usage):
         usage.cached_tokens = usage.prompt_tokens - 1
         usage.prompt_logprobs.extend(target_pb2.TokenLogprob(token_id=each) for each in range(usage.prompt_tokens))
 
-    for target in house.targets:
+    for target in stack.targets:
         target.spoil = report
-    [usage] = (await ask(house, route=FULL, sampling={"top_logprobs": 0, "prompt_logprobs": True})).usages
+    [usage] = (await ask(stack, route=FULL, sampling={"top_logprobs": 0, "prompt_logprobs": True})).usages
     assert usage.migrated and usage.cached_tokens == len(LONG)
     assert [each.token_id for each in usage.prompt_logprobs] == list(range(len(LONG)))
 
 
-async def test_a_later_turn_keeps_its_plan(house):
+async def test_a_later_turn_keeps_its_plan(stack):
     kv = {"continue_prompt_tokens": 100}
-    assert (await ask(house, breaks=(), route=SPEC_KV)).error is None
-    told = await ask(house, prompt=[*LONG, 3, 4], route=SPEC_KV, kv=kv)
+    assert (await ask(stack, breaks=(), route=SPEC_KV)).error is None
+    told = await ask(stack, prompt=[*LONG, 3, 4], route=SPEC_KV, kv=kv)
     assert told.error is None and [call.kv_plan.prompt_tokens for call in told.asked] == [100, 100]
 
 
-async def test_a_target_that_shuts_down_is_lost_too(house):
-    told = await ask(house, lose=stop_server, route=FULL)
+async def test_a_target_that_shuts_down_is_lost_too(stack):
+    told = await ask(stack, lose=stop_server, route=FULL)
     assert told.error is None and told.usages[0].migrated
 
 
-async def test_it_is_counted_and_logged(house, telemetry, caplog):
+async def test_it_is_counted_and_logged(stack, telemetry, caplog):
     before = telemetry.total("presift.replica.migrations")
     with caplog.at_level(logging.WARNING, "presift.orchestrator.backends.target_client"):
-        await ask(house, route=FULL)
+        await ask(stack, route=FULL)
     assert telemetry.total("presift.replica.migrations") == before + 1
     [line] = [record.getMessage() for record in caplog.records if "continues" in record.getMessage()]
-    assert f"after {BREAK} tokens" in line and sum(proxy.address in line for proxy in house.proxies) == 2
+    assert f"after {BREAK} tokens" in line and sum(proxy.address in line for proxy in stack.proxies) == 2
 
 
-async def test_over_http_too(house, open_door):
-    door = await open_door(house)
-    for target in house.targets:
+async def test_over_http_too(stack, open_http_api):
+    api = await open_http_api(stack)
+    for target in stack.targets:
         target.pause_after = BREAK
     options = {"route": "full", "migrate": True, "token_ids": True}
-    stream = await door.client.completions.create(
+    stream = await api.client.completions.create(
         model=MODEL, prompt=LONG, max_tokens=TOKENS, temperature=0, stream=True, extra_body={"presift": options}
     )
     token_ids, usages = [], []
     async for chunk in stream:
         token_ids += [each for choice in chunk.choices for each in choice.token_ids or ()]
         if len(token_ids) == BREAK:
-            lost = busy(house)
-            for number, target in enumerate(house.targets):
+            lost = busy(stack)
+            for number, target in enumerate(stack.targets):
                 target.pause_after = BREAK if number == lost else None
-            house.proxies[lost].cut()
+            stack.proxies[lost].cut()
         usages += [extra["usage"] for extra in [chunk.model_extra.get("presift") or {}] if "usage" in extra]
     assert token_ids == generated(request_of(LONG)) and [usage["migrated"] for usage in usages] == [True]
 
 
-async def test_nothing_is_learned_from_it(house, monkeypatch):
+async def test_nothing_is_learned_from_it(stack, monkeypatch):
     learned = []
-    monkeypatch.setattr(house.estimator, "observe", learned.append)
-    await ask(house, route=FULL)
+    monkeypatch.setattr(stack.estimator, "observe", learned.append)
+    await ask(stack, route=FULL)
     assert not learned
-    await ask(house, breaks=(), route=FULL)
+    await ask(stack, breaks=(), route=FULL)
     assert len(learned) == 1
 
 
-async def test_each_of_several_answers_is_continued(house):
+async def test_each_of_several_answers_is_continued(stack):
     def deltas_of(events, number):
         deltas = [event.delta for event in events if event.HasField("delta") and event.delta.choice == number]
         return [token_id for delta in deltas for token_id in delta.token_ids]
 
     asked = request(LONG, max_new_tokens=TOKENS, route=FULL, sampling=SEEDED, choices=2, migrate=True)
-    quiet = [event async for event in house.stub.Generate(asked)]
-    for target in house.targets:
+    quiet = [event async for event in stack.stub.Generate(asked)]
+    for target in stack.targets:
         target.pause_after = BREAK
-    told, running = [], house.stub.Generate(asked)
+    told, running = [], stack.stub.Generate(asked)
     async for event in running:
         told.append(event)
         if [len(deltas_of(told, number)) for number in (0, 1)] == [BREAK, BREAK]:
-            lost = busy(house)
-            for number, target in enumerate(house.targets):
+            lost = busy(stack)
+            for number, target in enumerate(stack.targets):
                 target.pause_after = BREAK if number == lost else None
-            house.proxies[lost].cut()
+            stack.proxies[lost].cut()
     assert [deltas_of(told, number) for number in (0, 1)] == [deltas_of(quiet, number) for number in (0, 1)]
     assert [event.usage.migrated for event in told if event.HasField("usage")] == [True, True]
 
@@ -282,30 +282,30 @@ def delivered(told):
 
 @pytest.mark.parametrize("case", NOT_CONTINUED.values(), ids=NOT_CONTINUED)
 async def test_else_it_fails_and_says_how_many_had_come(open_proxied, case):
-    house = await open_proxied(abilities={"grammars": True})
-    told = await ask(house, **{"route": FULL} | case)
+    stack = await open_proxied(abilities={"grammars": True})
+    told = await ask(stack, **{"route": FULL} | case)
     assert told.error.code() is grpc.StatusCode.UNAVAILABLE
     assert delivered(told) == len(told.token_ids) == case.get("breaks", (BREAK,))[0]
     assert len(told.asked) == 1
 
 
 async def test_a_format_that_the_target_parses_is_not_continued(open_proxied):
-    house = await open_proxied(abilities={"reasoning_parser": "echo"})
-    for target in house.targets:
+    stack = await open_proxied(abilities={"reasoning_parser": "echo"})
+    for target in stack.targets:
         target.delta = lambda asked, token_id: target_pb2.TokenDelta(
             token_ids=[token_id], parsed=target_pb2.ParsedText(content="a")
         )
-    told = await ask(house, prompt=[("user", "hi")], route=FULL)
+    told = await ask(stack, prompt=[("user", "hi")], route=FULL)
     assert delivered(told) == BREAK and len(told.asked) == 1
 
 
 @pytest.mark.parametrize(("said", "continues"), [(b"a+b-xxxxx", True), (b"abc+xxxxx", False)])
-async def test_a_stop_string_is_not_split(house, said, continues):
+async def test_a_stop_string_is_not_split(stack, said, continues):
     """The stop string is "+-": a target that reads "+" as a part of its prompt would not find it."""
-    ids = house.tokenizer.backend.encode(said.decode(), add_special_tokens=False).ids
-    for target in house.targets:
+    ids = stack.tokenizer.backend.encode(said.decode(), add_special_tokens=False).ids
+    for target in stack.targets:
         target.answer = lambda asked: (LONG + ids)[len(asked.token_ids) :]
-    told = await ask(house, route=FULL, sampling={"stop": ["+-"]})
+    told = await ask(stack, route=FULL, sampling={"stop": ["+-"]})
     assert (told.error is None) is continues and len(told.asked) == 1 + continues
     if continues:
         assert told.text == said.decode()
@@ -314,33 +314,33 @@ async def test_a_stop_string_is_not_split(house, said, continues):
 
 
 @pytest.mark.parametrize("lose", [cut, stop_server])
-async def test_it_is_continued_once(house, lose):
-    told = await ask(house, breaks=(BREAK, 2), lose=lose, route=FULL)
+async def test_it_is_continued_once(stack, lose):
+    told = await ask(stack, breaks=(BREAK, 2), lose=lose, route=FULL)
     assert told.error.code() is grpc.StatusCode.UNAVAILABLE
     assert delivered(told) == len(told.token_ids) == BREAK + 2
     assert len(told.asked) == 2
 
 
-async def test_a_prompt_with_which_two_targets_were_lost_is_not_continued(house):
-    assert (await ask(house, route=FULL, migrate=False)).error
-    told = await ask(house, route=FULL)
+async def test_a_prompt_with_which_two_targets_were_lost_is_not_continued(stack):
+    assert (await ask(stack, route=FULL, migrate=False)).error
+    told = await ask(stack, route=FULL)
     assert told.error.code() is grpc.StatusCode.INTERNAL and "this prompt" in told.error.details()
     assert delivered(told) == BREAK and len(told.asked) == 1
-    refused = await ask(house, route=FULL)
+    refused = await ask(stack, route=FULL)
     assert refused.error.code() is grpc.StatusCode.INTERNAL and not refused.asked
-    assert (await ask(house, prompt=LONG[:50], route=FULL)).usages[0].migrated
+    assert (await ask(stack, prompt=LONG[:50], route=FULL)).usages[0].migrated
 
 
-async def test_the_retry_budget_counts(house):
-    house.remote_target._pool.retry_budget._left = 0.0
-    told = await ask(house, route=FULL)
+async def test_the_retry_budget_counts(stack):
+    stack.remote_target._pool.retry_budget._left = 0.0
+    told = await ask(stack, route=FULL)
     assert delivered(told) == BREAK and len(told.asked) == 1
 
 
-async def test_an_error_of_the_target_is_not_continued(house):
-    for target in house.targets:
+async def test_an_error_of_the_target_is_not_continued(stack):
+    for target in stack.targets:
         target.die_after = BREAK
-    told = await ask(house, breaks=(), route=FULL)
+    told = await ask(stack, breaks=(), route=FULL)
     assert delivered(told) == BREAK and len(told.asked) == 1
 
 
@@ -372,10 +372,10 @@ def fail_next(targets, *faults):
     ids=["one is unreachable", "all are unreachable", "one fails"],
 )
 async def test_an_answer_has_three_calls_at_most(open_proxied, faults, calls, continues):
-    async def lose(house):
-        lost = busy(house)
-        fail_next([each for number, each in enumerate(house.targets) if number != lost], *faults)
-        await cut(house)
+    async def lose(stack):
+        lost = busy(stack)
+        fail_next([each for number, each in enumerate(stack.targets) if number != lost], *faults)
+        await cut(stack)
 
     told = await ask(await open_proxied(targets=4), lose=lose, route=FULL)
     assert (told.error is None) is continues and len(told.asked) == calls
@@ -384,25 +384,25 @@ async def test_an_answer_has_three_calls_at_most(open_proxied, faults, calls, co
 
 
 async def test_calls_before_the_answer_count_too(open_proxied):
-    house = await open_proxied(targets=4)
-    fail_next(house.targets, *[aborts(grpc.StatusCode.UNAVAILABLE)] * 2)
-    told = await ask(house, route=FULL)
+    stack = await open_proxied(targets=4)
+    fail_next(stack.targets, *[aborts(grpc.StatusCode.UNAVAILABLE)] * 2)
+    told = await ask(stack, route=FULL)
     assert delivered(told) == BREAK and len(told.asked) == 3
 
 
-async def test_a_caller_who_leaves_ends_the_second_target_too(house):
-    for target in house.targets:
+async def test_a_caller_who_leaves_ends_the_second_target_too(stack):
+    for target in stack.targets:
         target.pause_after = BREAK
-    call = house.stub.Generate(request(LONG, max_new_tokens=TOKENS, route=FULL, migrate=True))
+    call = stack.stub.Generate(request(LONG, max_new_tokens=TOKENS, route=FULL, migrate=True))
     count = 0
     async for event in call:
         count += len(event.delta.token_ids)
         if count == BREAK:
-            first = busy(house)
-            await cut(house)
+            first = busy(stack)
+            await cut(stack)
             break
-    await house.settle(lambda: any(each.running for each in house.targets if each is not house.targets[first]))
+    await stack.settle(lambda: any(each.running for each in stack.targets if each is not stack.targets[first]))
     call.cancel()
-    await house.settle(lambda: not any(each.running for each in house.targets))
+    await stack.settle(lambda: not any(each.running for each in stack.targets))
     await asyncio.sleep(0)
-    assert sum(each.cancelled for each in house.targets) == 2
+    assert sum(each.cancelled for each in stack.targets) == 2

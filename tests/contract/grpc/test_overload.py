@@ -19,18 +19,18 @@ from presift.rpc.codec import model_from_wire
 from presift.target.admission import Admission
 from presift.v1 import orchestrator_pb2_grpc
 
-from ..fakes.house import Answer, Refusal, refusal_of, request
 from ..fakes.services import FakeTarget, hangs, model
+from ..fakes.stack import Answer, Refusal, refusal_of, request
 
 LONG = list(range(100, 200))
 GENERATE = "/presift.v1.OrchestratorService/Generate"
 MIB = 2**20
 
 
-def ask(house, prompt, tenant=None, **options):
+def ask(stack, prompt, tenant=None, **options):
     """A task that reads the whole answer."""
     metadata = () if tenant is None else (("presift-tenant", tenant),)
-    return asyncio.create_task(_answer(house.stub.Generate(request(prompt, **options), metadata=metadata)))
+    return asyncio.create_task(_answer(stack.stub.Generate(request(prompt, **options), metadata=metadata)))
 
 
 async def _answer(call):
@@ -38,65 +38,65 @@ async def _answer(call):
 
 
 @pytest.fixture
-async def busy(open_house):
-    """limits -> a house with one answer that pauses, and its task."""
+async def busy(open_stack):
+    """limits -> a stack with one answer that pauses, and its task."""
 
     async def busy(**limits):
-        house = await open_house(limits=QueueLimits(max_running=1, **limits))
-        house.target.pause_after = 1
-        running = ask(house, [1, 2, 3])
-        await house.settle(lambda: house.target.running == 1)
-        return house, running
+        stack = await open_stack(limits=QueueLimits(max_running=1, **limits))
+        stack.target.pause_after = 1
+        running = ask(stack, [1, 2, 3])
+        await stack.settle(lambda: stack.target.running == 1)
+        return stack, running
 
     return busy
 
 
 async def test_what_is_too_much_is_refused_with_retry_info(busy):
-    house, running = await busy(max_waiting=3)
-    waiting = [ask(house, [4, 5]) for _ in range(3)]
-    await house.settle(lambda: house.admission.waiting == 3)
-    refusal = await house.refused([6])
+    stack, running = await busy(max_waiting=3)
+    waiting = [ask(stack, [4, 5]) for _ in range(3)]
+    await stack.settle(lambda: stack.admission.waiting == 3)
+    refusal = await stack.refused([6])
     assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     assert (refusal.field, refusal.value, refusal.limit) == ("waiting_requests", "4", "<= 3")
     assert refusal.retry_after_s > 0
-    assert len(house.target.calls) == 1
-    house.target.gate.set()
+    assert len(stack.target.calls) == 1
+    stack.target.gate.set()
     answers = await asyncio.gather(running, *waiting)
     assert [answer.token_ids for answer in answers] == [[3, 2, 1], [5, 4], [5, 4], [5, 4]]
 
 
 async def test_explain_takes_its_turn_too(busy):
-    house, running = await busy(max_waiting=0)
+    stack, running = await busy(max_waiting=0)
     from presift.v1 import orchestrator_pb2
 
     asked = orchestrator_pb2.ExplainRequest(prompt=request(LONG).prompt)
-    refusal = await refusal_of(house.stub.Explain(asked))
+    refusal = await refusal_of(stack.stub.Explain(asked))
     assert (refusal.reason, refusal.field) == ("OVERLOADED", "waiting_requests")
-    assert (await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())).target.id == "target"
-    house.target.gate.set()
+    assert (await stack.stub.GetInfo(orchestrator_pb2.GetInfoRequest())).target.id == "target"
+    stack.target.gate.set()
     await running
-    assert (await house.stub.Explain(asked)).decision.prompt_tokens == 100
+    assert (await stack.stub.Explain(asked)).decision.prompt_tokens == 100
 
 
 async def test_a_flood_of_500_does_not_delay_another_tenant(busy):
-    house, running = await busy(max_waiting=600)
-    flood = [ask(house, [7, 8], "flood") for _ in range(500)]
-    await house.settle(lambda: house.admission.waiting == 500)
-    single = ask(house, [9, 10], "single")
-    await house.settle(lambda: house.admission.waiting == 501)
-    house.target.gate.set()
+    stack, running = await busy(max_waiting=600)
+    flood = [ask(stack, [7, 8], "flood") for _ in range(500)]
+    await stack.settle(lambda: stack.admission.waiting == 500)
+    single = ask(stack, [9, 10], "single")
+    await stack.settle(lambda: stack.admission.waiting == 501)
+    stack.target.gate.set()
     await asyncio.gather(running, single, *flood)
     # One of the flood came first.
-    assert [list(call.token_ids) for call in house.target.calls[:3]] == [[1, 2, 3], [7, 8], [9, 10]]
+    assert [list(call.token_ids) for call in stack.target.calls[:3]] == [[1, 2, 3], [7, 8], [9, 10]]
 
 
 async def test_a_flood_that_fills_the_room_gives_way(busy):
-    house, running = await busy(max_waiting=20)
-    flood = [ask(house, [7, 8], "flood") for _ in range(20)]
-    await house.settle(lambda: house.admission.waiting == 20)
-    single = ask(house, [9, 10], "single")
-    await house.settle(lambda: any(task.done() for task in flood))
-    house.target.gate.set()
+    stack, running = await busy(max_waiting=20)
+    flood = [ask(stack, [7, 8], "flood") for _ in range(20)]
+    await stack.settle(lambda: stack.admission.waiting == 20)
+    single = ask(stack, [9, 10], "single")
+    await stack.settle(lambda: any(task.done() for task in flood))
+    stack.target.gate.set()
     assert (await single).token_ids == [10, 9]
     outcomes = await asyncio.gather(*flood, return_exceptions=True)
     refused = [Refusal.of(each) for each in outcomes if not isinstance(each, Answer)]
@@ -105,39 +105,39 @@ async def test_a_flood_that_fills_the_room_gives_way(busy):
 
 
 async def test_a_deadline_that_passes_in_the_queue_goes_nowhere(busy):
-    house, running = await busy()
-    call = house.stub.Generate(request(LONG), timeout=0.2)
+    stack, running = await busy()
+    call = stack.stub.Generate(request(LONG), timeout=0.2)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         [event async for event in call]
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await house.settle(lambda: house.admission.waiting == 0)
-    house.target.gate.set()
+    await stack.settle(lambda: stack.admission.waiting == 0)
+    stack.target.gate.set()
     await running
-    assert house.draft.calls == [] and len(house.target.calls) == 1
+    assert stack.draft.calls == [] and len(stack.target.calls) == 1
 
 
 async def test_an_invalid_request_is_rejected_without_queueing(busy):
-    house, running = await busy()
-    refusal = await house.refused([])
+    stack, running = await busy()
+    refusal = await stack.refused([])
     assert refusal.reason == "INVALID_REQUEST"
-    house.target.gate.set()
+    stack.target.gate.set()
     await running
 
 
-async def test_a_slow_reader_holds_no_slot(open_house):
+async def test_a_slow_reader_holds_no_slot(open_stack):
     tokens = 8_000
     roomy = model("target", context_tokens=2 * tokens)
-    house = await open_house(limits=QueueLimits(max_running=1), target=roomy)
-    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    stack = await open_stack(limits=QueueLimits(max_running=1), target=roomy)
+    stack.target.answer = lambda request: [65] * request.sampling.max_new_tokens
     # Without probes the window of a stream stays at 64 KiB; as it is, it grows to some MiB.
-    async with grpc.aio.insecure_channel(house.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
+    async with grpc.aio.insecure_channel(stack.address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
         slow = stub.Generate(request([1, 2, 3], max_new_tokens=tokens))
         assert (await slow.read()).HasField("decision")
         # It reads no more: the target finishes all the same, and the slot is released.
-        await house.settle(lambda: len(house.target.calls) == 1 and house.target.running == 0)
+        await stack.settle(lambda: len(stack.target.calls) == 1 and stack.target.running == 0)
         async with asyncio.timeout(20):
-            assert (await house.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
+            assert (await stack.ask([4, 5], max_new_tokens=3)).token_ids == [65] * 3
         rest = []
         while (event := await slow.read()) is not grpc.aio.EOF:
             rest.append(event)
@@ -146,7 +146,7 @@ async def test_a_slow_reader_holds_no_slot(open_house):
     assert len(rest) < tokens, "waiting deltas are joined"
 
 
-async def test_orchestrators_that_admit_too_much_are_refused_by_the_target(open_house, monkeypatch):
+async def test_orchestrators_that_admit_too_much_are_refused_by_the_target(open_stack, monkeypatch):
     """Four of them, each with the setting of one."""
     admission, generate = Admission(max_running=2, max_waiting=1), FakeTarget.Generate
 
@@ -156,11 +156,11 @@ async def test_orchestrators_that_admit_too_much_are_refused_by_the_target(open_
                 yield event
 
     monkeypatch.setattr(FakeTarget, "Generate", limited)
-    first = await open_house()
+    first = await open_stack()
     at = f"127.0.0.1:{first.ports['target']}"
-    houses = [first, *[await open_house(target_at=at) for _ in range(3)]]
+    stacks = [first, *[await open_stack(target_at=at) for _ in range(3)]]
     first.target.pause_after = 1
-    asking = [asyncio.create_task(house.ask([1, 2, 3])) for house in houses for _ in range(2)]
+    asking = [asyncio.create_task(stack.ask([1, 2, 3])) for stack in stacks for _ in range(2)]
     await first.settle(lambda: sum(task.done() for task in asking) == 5)
     for task in asking:
         if task.done():
@@ -171,19 +171,19 @@ async def test_orchestrators_that_admit_too_much_are_refused_by_the_target(open_
     first.target.gate.set()
     await asyncio.wait(asking)
     assert [task.exception() for task in asking].count(None) == 3
-    assert all(house.admission.running == 0 for house in houses)
+    assert all(stack.admission.running == 0 for stack in stacks)
 
 
-async def test_a_fallback_leaves_time_for_the_answer(open_house):
+async def test_a_fallback_leaves_time_for_the_answer(open_stack):
     """The draft gets what is left without what the target is known to need; here next to nothing."""
     estimator = CostEstimator()
     target = location_of(model_from_wire(model("target")))
     estimator.calibrate(
         "target", target, [(TokenWork(tokens), 0.01 * tokens) for tokens in (50, 100, 200) for _ in "123"]
     )
-    house = await open_house(estimator=estimator)
-    house.draft.faults.append(hangs)
-    call = house.stub.Generate(request(LONG, max_new_tokens=1), timeout=2.5)
+    stack = await open_stack(estimator=estimator)
+    stack.draft.faults.append(hangs)
+    call = stack.stub.Generate(request(LONG, max_new_tokens=1), timeout=2.5)
     answer = Answer.of([event async for event in call])
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_TIMEOUT")
     share_s = float(answer.decision.detail.partition("no mask within ")[2].partition(" s")[0])
@@ -192,12 +192,12 @@ async def test_a_fallback_leaves_time_for_the_answer(open_house):
 
 @pytest.fixture
 async def orchestrator(build):
-    """flags -> the house, the process of an orchestrator before it, and a channel."""
+    """flags -> the stack, the process of an orchestrator before it, and a channel."""
     started = []
 
     async def start(*flags):
-        house = await build()
-        addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]
+        stack = await build()
+        addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in stack.ports.items()]
         command = [sys.executable, "-m", "presift.orchestrator", "--listen=127.0.0.1:0", "--no-calibrate"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = await asyncio.create_subprocess_exec(
@@ -206,7 +206,7 @@ async def orchestrator(build):
         ready = (await process.stdout.readline()).decode()
         channel = grpc.aio.insecure_channel(ready.partition(" ready on ")[2].rpartition(": ")[0])
         started.append((process, channel))
-        return house, process, channel
+        return stack, process, channel
 
     yield start
     for process, channel in started:
@@ -219,11 +219,11 @@ async def orchestrator(build):
 @pytest.mark.processes
 async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     limit_mib = 96
-    house, process, channel = await orchestrator("--max-running=1", f"--max-requests-mib={limit_mib}")
+    stack, process, channel = await orchestrator("--max-running=1", f"--max-requests-mib={limit_mib}")
     stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
-    house.target.pause_after = 1
+    stack.target.pause_after = 1
     running = asyncio.create_task(_answer(stub.Generate(request([1, 2, 3]))))
-    await house.settle(lambda: house.target.running == 1)
+    await stack.settle(lambda: stack.target.running == 1)
     prompt = request([token % 1000 for token in range(65_536)])
     raw, generate = prompt.SerializeToString(), channel.unary_stream(GENERATE)
     room = limit_mib * MIB // request_cost(request_from_wire(prompt, Caller(), "")).held_bytes
@@ -243,7 +243,7 @@ async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
             return await _all(generate(raw))
 
     calls = [asyncio.create_task(send()) for _ in range(1000)]
-    await house.settle(is_settled)
+    await stack.settle(is_settled)
     grown_mib = (peak - before) / MIB
     refusals = [Refusal.of(call.exception()) for call in calls if call.done()]
     assert {(each.code, each.field) for each in refusals} == {("RESOURCE_EXHAUSTED", "request_bytes")}
@@ -251,7 +251,7 @@ async def test_1000_long_prompts_wait_in_a_bounded_memory(orchestrator):
     # 1,000 that wait hold 800 MiB (measured). On top of the limit comes what is just being received.
     assert grown_mib < limit_mib + 250, grown_mib
 
-    house.target.gate.set()
+    stack.target.gate.set()
     assert (await running).token_ids == [3, 2, 1]
     outcomes = await asyncio.gather(*(call for call in calls if not call.done()), return_exceptions=True)
     # The target's context holds 400 tokens: each had its turn, and was compressed.

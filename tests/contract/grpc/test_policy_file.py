@@ -15,8 +15,8 @@ from presift.rpc.server.server import GrpcServer, ServerOptions
 from presift.v1 import draft_pb2_grpc, target_pb2_grpc
 from presift_client import AsyncClient
 
-from ..fakes.house import ALL_ROUTES, LOCAL
 from ..fakes.services import FakeDraft, FakeTarget, model
+from ..fakes.stack import ALL_ROUTES, LOCAL
 
 pytestmark = pytest.mark.processes
 

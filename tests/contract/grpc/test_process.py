@@ -10,8 +10,8 @@ import pytest
 from presift.core.fingerprint import fingerprint
 from presift.v1 import orchestrator_pb2_grpc
 
-from ..fakes.house import ALL_ROUTES, Answer, byte_tokenizer, quad_tokenizer, request
 from ..fakes.services import model
+from ..fakes.stack import ALL_ROUTES, Answer, byte_tokenizer, quad_tokenizer, request
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def info(folder, name):
 
 async def test_a_draft_of_another_vocabulary_is_served(start, build, folders):
     models = {name: info(folders[name], name) for name in ("draft", "target")}
-    house = await build(**models, routes=ALL_ROUTES)
-    addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in house.ports.items()]
+    stack = await build(**models, routes=ALL_ROUTES)
+    addresses = [f"--{name}-address=127.0.0.1:{port}" for name, port in stack.ports.items()]
     tokenizers = [f"--tokenizer={folders['target']}", f"--draft-tokenizer={folders['draft']}"]
     process = await start(
         *(*addresses, *tokenizers, "--cross-vocabulary", "--no-calibrate"),
@@ -64,7 +64,7 @@ async def test_a_draft_of_another_vocabulary_is_served(start, build, folders):
         call = orchestrator_pb2_grpc.OrchestratorServiceStub(channel).Generate(request("abcd" * 25))
         answer = Answer.of([event async for event in call])
     assert answer.decision.cross_vocabulary, answer.decision
-    assert list(house.draft.calls[0].token_ids) == [0] * 25
+    assert list(stack.draft.calls[0].token_ids) == [0] * 25
 
 
 async def test_cross_vocabulary_without_a_tokenizer_is_refused_at_start(start):

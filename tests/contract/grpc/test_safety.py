@@ -9,19 +9,19 @@ from presift.rpc.codec import model_from_wire
 from presift.v1 import orchestrator_pb2, plan_pb2
 
 from ...builders import token_mask
-from ..fakes.house import CAPACITY, WINDOW, refusal_of, wire_prompt
 from ..fakes.services import aborts, bits, hangs, keep, model, raises
+from ..fakes.stack import CAPACITY, WINDOW, refusal_of, wire_prompt
 
 LONG = list(range(100, 200))
 KEPT = keep(100, CAPACITY, WINDOW, [(50, 52)])
 
 
-async def in_full(house, reason, telemetry=None, **options):
+async def in_full(stack, reason, telemetry=None, **options):
     """Ask for LONG and hold that it was read in full for `reason`, and counted as a fallback."""
     before = telemetry.total("presift.fallbacks", reason=reason.lower(), route="full") if telemetry else 0
-    answer = await house.ask(LONG, spans=[(50, 52)], **options)
+    answer = await stack.ask(LONG, spans=[(50, 52)], **options)
     assert (answer.route, answer.reason, answer.cache) == ("FULL", reason, "NOT_USED")
-    assert list(house.target.calls[-1].token_ids) == LONG
+    assert list(stack.target.calls[-1].token_ids) == LONG
     assert answer.decision.kept_tokens == 100 and not answer.decision.HasField("coverage")
     assert answer.decision.detail
     if telemetry:
@@ -74,25 +74,25 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize("spoil", BAD_MASKS.values(), ids=BAD_MASKS)
-async def test_rule_1_a_bad_mask_is_not_applied(house, telemetry, spoil):
-    house.draft.spoil = spoil
-    await in_full(house, "MASK_REJECTED", telemetry)
+async def test_rule_1_a_bad_mask_is_not_applied(stack, telemetry, spoil):
+    stack.draft.spoil = spoil
+    await in_full(stack, "MASK_REJECTED", telemetry)
 
 
 @pytest.mark.parametrize("spoil", BAD_MASKS.values(), ids=BAD_MASKS)
-async def test_rule_1_a_bad_mask_is_not_cached(house, spoil):
-    house.draft.spoil = spoil
-    await in_full(house, "MASK_REJECTED")
-    house.draft.spoil = lambda reply, request: None
-    answer = await house.ask(LONG, spans=[(50, 52)])
+async def test_rule_1_a_bad_mask_is_not_cached(stack, spoil):
+    stack.draft.spoil = spoil
+    await in_full(stack, "MASK_REJECTED")
+    stack.draft.spoil = lambda reply, request: None
+    answer = await stack.ask(LONG, spans=[(50, 52)])
     assert (answer.route, answer.cache) == ("SPEC_PC", "MISS")
 
 
 @pytest.mark.parametrize("spoil", BAD_MASKS.values(), ids=BAD_MASKS)
-async def test_explain_does_not_blame_the_caller_for_a_bad_mask(house, spoil):
-    house.draft.spoil = spoil
+async def test_explain_does_not_blame_the_caller_for_a_bad_mask(stack, spoil):
+    stack.draft.spoil = spoil
     prompt = wire_prompt(LONG, [(50, 52)])
-    refusal = await refusal_of(house.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=prompt)))
+    refusal = await refusal_of(stack.stub.Explain(orchestrator_pb2.ExplainRequest(prompt=prompt)))
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
 
 
@@ -120,12 +120,12 @@ ODD = {"drops the window": ([0, 50, 51], 100), "other length": (KEPT, 101), "ove
 
 
 @pytest.mark.parametrize("held", ODD.values(), ids=ODD)
-async def test_rule_1_a_cached_mask_is_checked_too_and_replaced(open_house, held):
-    house = await open_house(store=OddStore(*held))
-    answer = await house.ask(LONG, spans=[(50, 52)])
+async def test_rule_1_a_cached_mask_is_checked_too_and_replaced(open_stack, held):
+    stack = await open_stack(store=OddStore(*held))
+    answer = await stack.ask(LONG, spans=[(50, 52)])
     assert (answer.route, answer.cache) == ("SPEC_PC", "MISS")
-    assert list(house.target.calls[0].token_ids) == [LONG[i] for i in KEPT]
-    assert house.store.stored == [KEPT]
+    assert list(stack.target.calls[0].token_ids) == [LONG[i] for i in KEPT]
+    assert stack.store.stored == [KEPT]
 
 
 FAULTS = {
@@ -141,33 +141,33 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
-async def test_rule_2_a_failing_draft_ends_in_the_full_context(house, telemetry, fault, reason):
-    house.draft.faults.extend([fault] * 3)  # gRPC tries UNAVAILABLE three times
-    await in_full(house, reason, telemetry)
+async def test_rule_2_a_failing_draft_ends_in_the_full_context(stack, telemetry, fault, reason):
+    stack.draft.faults.extend([fault] * 3)  # gRPC tries UNAVAILABLE three times
+    await in_full(stack, reason, telemetry)
 
 
-async def test_rule_2_unavailable_is_retried_before_it_counts_as_a_failure(house):
-    house.draft.faults.append(aborts(grpc.StatusCode.UNAVAILABLE))
-    assert (await house.ask(LONG)).route == "SPEC_PC"
-    assert len(house.draft.calls) == 2
+async def test_rule_2_unavailable_is_retried_before_it_counts_as_a_failure(stack):
+    stack.draft.faults.append(aborts(grpc.StatusCode.UNAVAILABLE))
+    assert (await stack.ask(LONG)).route == "SPEC_PC"
+    assert len(stack.draft.calls) == 2
 
 
-async def test_rule_2_slow_draft(open_house, telemetry):
-    house = await open_house(draft_timeout_s=0.1)
-    house.draft.faults.append(hangs)
-    await in_full(house, "DRAFT_TIMEOUT", telemetry)
+async def test_rule_2_slow_draft(open_stack, telemetry):
+    stack = await open_stack(draft_timeout_s=0.1)
+    stack.draft.faults.append(hangs)
+    await in_full(stack, "DRAFT_TIMEOUT", telemetry)
 
 
-async def test_rule_2_draft_dies_later(house, telemetry):
-    await house.ask(LONG)
-    await house.draft_server.grpc.stop(0)
-    await in_full(house, "DRAFT_UNAVAILABLE", telemetry)
+async def test_rule_2_draft_dies_later(stack, telemetry):
+    await stack.ask(LONG)
+    await stack.draft_server.grpc.stop(0)
+    await in_full(stack, "DRAFT_UNAVAILABLE", telemetry)
 
 
-async def test_rule_2_draft_away_from_the_start(open_house, telemetry):
-    house = await open_house(draft_up=False)
-    await in_full(house, "DRAFT_UNAVAILABLE", telemetry)
-    info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+async def test_rule_2_draft_away_from_the_start(open_stack, telemetry):
+    stack = await open_stack(draft_up=False)
+    await in_full(stack, "DRAFT_UNAVAILABLE", telemetry)
+    info = await stack.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
     assert not info.HasField("draft")
 
 
@@ -179,85 +179,85 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-async def test_rule_2_changed_draft(house, telemetry, change):
-    house.draft.model = model("draft", **change) if "id" not in change else model("another")
-    await in_full(house, "DRAFT_CHANGED", telemetry)
+async def test_rule_2_changed_draft(stack, telemetry, change):
+    stack.draft.model = model("draft", **change) if "id" not in change else model("another")
+    await in_full(stack, "DRAFT_CHANGED", telemetry)
 
 
-async def test_rule_2_changed_revision_is_learnt(house):
-    await house.ask(LONG)
-    house.draft.model = model("draft", revision="r2")
+async def test_rule_2_changed_revision_is_learnt(stack):
+    await stack.ask(LONG)
+    stack.draft.model = model("draft", revision="r2")
     other = [token_id + 1 for token_id in LONG]
-    assert (await house.ask(other)).reason == "DRAFT_CHANGED"
-    await house.settle(lambda: house.models.draft is not None)
-    answer = await house.ask(LONG)
+    assert (await stack.ask(other)).reason == "DRAFT_CHANGED"
+    await stack.settle(lambda: stack.models.draft is not None)
+    answer = await stack.ask(LONG)
     assert (answer.route, answer.cache, answer.decision.draft.revision) == ("SPEC_PC", "MISS", "r2")
 
 
-async def test_rule_2_explain_learns_of_a_changed_draft_too(house):
-    house.draft.model = model("draft", revision="r2")
+async def test_rule_2_explain_learns_of_a_changed_draft_too(stack):
+    stack.draft.model = model("draft", revision="r2")
     request = orchestrator_pb2.ExplainRequest(prompt=wire_prompt(LONG))
-    assert (await refusal_of(house.stub.Explain(request))).reason == "DRAFT_UNAVAILABLE"
-    await house.settle(lambda: house.models.draft is not None)
-    assert (await house.stub.Explain(request)).decision.draft.revision == "r2"
+    assert (await refusal_of(stack.stub.Explain(request))).reason == "DRAFT_UNAVAILABLE"
+    await stack.settle(lambda: stack.models.draft is not None)
+    assert (await stack.stub.Explain(request)).decision.draft.revision == "r2"
 
 
-async def test_rule_2_unknown_fingerprint_is_not_learnt(house):
-    house.draft.model = model("draft", tokenizer_fingerprint="f2")
-    await in_full(house, "DRAFT_CHANGED")
-    await in_full(house, "DRAFT_UNAVAILABLE")
-    assert house.models.draft is None
-    house.draft.model = model("draft")
-    await house.settle(lambda: house.models.draft is not None)
-    assert (await house.ask(LONG)).route == "SPEC_PC"
+async def test_rule_2_unknown_fingerprint_is_not_learnt(stack):
+    stack.draft.model = model("draft", tokenizer_fingerprint="f2")
+    await in_full(stack, "DRAFT_CHANGED")
+    await in_full(stack, "DRAFT_UNAVAILABLE")
+    assert stack.models.draft is None
+    stack.draft.model = model("draft")
+    await stack.settle(lambda: stack.models.draft is not None)
+    assert (await stack.ask(LONG)).route == "SPEC_PC"
 
 
-async def test_rule_2_is_an_error_only_where_the_full_prompt_cannot_fit(house, caplog):
-    house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
-    refusal = await house.refused([1] * 450)
+async def test_rule_2_is_an_error_only_where_the_full_prompt_cannot_fit(stack, caplog):
+    stack.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
+    refusal = await stack.refused([1] * 450)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
-    assert "450" in refusal.message and house.target.calls == []
+    assert "450" in refusal.message and stack.target.calls == []
     assert "answered in full" not in caplog.text and "refused: draft_overloaded" in caplog.text
 
 
-async def test_rule_2_strict_wants_no_full_prompt(house):
-    house.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
-    refusal = await house.refused(LONG, budget={"max_prompt_tokens": 20, "strict": True})
+async def test_rule_2_strict_wants_no_full_prompt(stack):
+    stack.draft.faults.append(raises(Overloaded("queue", 9, 8, 2.0)))
+    refusal = await stack.refused(LONG, budget={"max_prompt_tokens": 20, "strict": True})
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAFT_UNAVAILABLE")
-    assert house.target.calls == []
+    assert stack.target.calls == []
 
 
-async def test_rule_3_nothing_short_is_compressed_whatever_is_asked(house):
+async def test_rule_3_nothing_short_is_compressed_whatever_is_asked(stack):
     for route in (plan_pb2.ROUTE_AUTO, plan_pb2.ROUTE_SPEC_PC):
-        answer = await house.ask(LONG[:32], route=route, budget={"max_prompt_tokens": 10})
+        answer = await stack.ask(LONG[:32], route=route, budget={"max_prompt_tokens": 10})
         assert (answer.route, answer.reason) == ("FULL", "BELOW_THRESHOLD")
-    assert house.draft.calls == []
+    assert stack.draft.calls == []
 
 
-async def test_rule_4_protected_over_budget(house):
-    answer = await house.ask(LONG, spans=[(0, CAPACITY - WINDOW + 1)])
+async def test_rule_4_protected_over_budget(stack):
+    answer = await stack.ask(LONG, spans=[(0, CAPACITY - WINDOW + 1)])
     assert (answer.route, answer.reason) == ("FULL", "PROTECTED_OVER_BUDGET")
     assert "17" in answer.decision.detail and "16" in answer.decision.detail
-    assert house.draft.calls == []
+    assert stack.draft.calls == []
 
 
-async def test_rule_4_protected_at_the_budget_is_compressed(house):
-    assert (await house.ask(LONG, spans=[(0, CAPACITY - WINDOW)])).route == "SPEC_PC"
+async def test_rule_4_protected_at_the_budget_is_compressed(stack):
+    assert (await stack.ask(LONG, spans=[(0, CAPACITY - WINDOW)])).route == "SPEC_PC"
 
 
-async def test_rule_4_protected_in_the_window_is_not_counted_twice(house):
-    assert (await house.ask(LONG, spans=[(0, 12), (96, 100)])).route == "SPEC_PC"
+async def test_rule_4_protected_in_the_window_is_not_counted_twice(stack):
+    assert (await stack.ask(LONG, spans=[(0, 12), (96, 100)])).route == "SPEC_PC"
 
 
-async def test_rule_4_strict_is_refused(house):
-    refusal = await house.refused(LONG, spans=[(0, 20)], budget={"max_prompt_tokens": 20, "strict": True})
+async def test_rule_4_strict_is_refused(stack):
+    refusal = await stack.refused(LONG, spans=[(0, 20)], budget={"max_prompt_tokens": 20, "strict": True})
     assert (refusal.code, refusal.reason, refusal.field) == ("FAILED_PRECONDITION", "BUDGET_EXCEEDED", "budget")
     assert refusal.value == "100" and "20" in refusal.limit
-    assert house.target.calls == []
+    assert stack.target.calls == []
 
 
-async def test_strict_below_the_threshold_is_refused(house):
-    refusal = await house.refused(LONG[:30], budget={"max_prompt_tokens": 20, "strict": True})
+async def test_strict_below_the_threshold_is_refused(stack):
+    refusal = await stack.refused(LONG[:30], budget={"max_prompt_tokens": 20, "strict": True})
     assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "BUDGET_EXCEEDED")
 
 
@@ -279,27 +279,27 @@ class BrokenStore:
         return None
 
 
-async def test_rule_6_broken_store_is_a_miss(open_house):
-    house = await open_house(store=BrokenStore())
+async def test_rule_6_broken_store_is_a_miss(open_stack):
+    stack = await open_stack(store=BrokenStore())
     for _ in range(2):
-        answer = await house.ask(LONG)
+        answer = await stack.ask(LONG)
         assert (answer.route, answer.cache) == ("SPEC_PC", "MISS")
-    assert len(house.draft.calls) == 2 and len(house.store.asked) == 2
+    assert len(stack.draft.calls) == 2 and len(stack.store.asked) == 2
 
 
-async def test_a_cache_that_does_not_answer_is_no_ordinary_miss(open_house):
+async def test_a_cache_that_does_not_answer_is_no_ordinary_miss(open_stack):
     store = BrokenStore()
-    house = await open_house(store=store)
+    stack = await open_stack(store=store)
     for is_available, outcome in ((True, "MISS"), (False, "UNAVAILABLE")):
         store.is_available = is_available
-        assert (await house.ask(LONG)).cache == outcome
-        info = await house.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
+        assert (await stack.ask(LONG)).cache == outcome
+        info = await stack.stub.GetInfo(orchestrator_pb2.GetInfoRequest())
         assert info.cache_unavailable is not is_available
 
 
-async def test_rules_5_and_7_salt_separates_tenants(open_house):
-    first = await open_house(salt="one")
-    second = await open_house(salt="two", store=first.store)
+async def test_rules_5_and_7_salt_separates_tenants(open_stack):
+    first = await open_stack(salt="one")
+    second = await open_stack(salt="two", store=first.store)
     assert (await first.ask(LONG)).cache == "MISS"
     assert (await second.ask(LONG)).cache == "MISS"
     assert (await first.ask(LONG)).cache == "HIT"
@@ -314,42 +314,42 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-async def test_rule_5_what_changes_the_value_changes_the_key(house, variant):
-    await house.ask(LONG)
-    assert (await house.ask(**{"prompt": LONG} | variant)).cache == "MISS"
-    assert (await house.ask(LONG)).cache == "HIT"
+async def test_rule_5_what_changes_the_value_changes_the_key(stack, variant):
+    await stack.ask(LONG)
+    assert (await stack.ask(**{"prompt": LONG} | variant)).cache == "MISS"
+    assert (await stack.ask(LONG)).cache == "HIT"
 
 
 async def test_rule_8_vocabulary_mismatch_is_refused_at_start(build):
-    house = await build(draft=model("draft", tokenizer_fingerprint="aaa111"), target=model("target"))
+    stack = await build(draft=model("draft", tokenizer_fingerprint="aaa111"), target=model("target"))
     with pytest.raises(VocabularyMismatch) as refusal:
-        await house.connect()
+        await stack.connect()
     assert "aaa111" in str(refusal.value) and "f1" in str(refusal.value)
     assert refusal.value.details == {"draft": "aaa111", "target": "f1"}
 
 
 async def test_rule_8_without_tokenizers_the_sizes_must_agree(build):
     bare = {"tokenizer_fingerprint": ""}
-    house = await build(draft=model("draft", vocabulary_size=7, **bare), target=model("target", **bare))
+    stack = await build(draft=model("draft", vocabulary_size=7, **bare), target=model("target", **bare))
     with pytest.raises(VocabularyMismatch):
-        await house.connect()
+        await stack.connect()
 
 
 async def test_nothing_is_answered_before_the_target_is_known(build):
-    house = await build()
-    refusal = await house.refused(LONG)
+    stack = await build()
+    refusal = await stack.refused(LONG)
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")
 
 
 async def test_connect_waits_for_the_target(build, monkeypatch):
-    house = await build()
-    info, troubles = house.remote_target.info, [TargetUnavailable("not yet"), TargetUnavailable("not yet")]
+    stack = await build()
+    info, troubles = stack.remote_target.info, [TargetUnavailable("not yet"), TargetUnavailable("not yet")]
 
     async def late():
         if troubles:
             raise troubles.pop()
         return await info()
 
-    monkeypatch.setattr(house.remote_target, "info", late)
-    await house.connect()
-    assert not troubles and (await house.ask([1])).route == "FULL"
+    monkeypatch.setattr(stack.remote_target, "info", late)
+    await stack.connect()
+    assert not troubles and (await stack.ask([1])).route == "FULL"

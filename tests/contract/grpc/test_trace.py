@@ -7,19 +7,19 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.trace import SpanKind
 
-from ..fakes.house import request
 from ..fakes.services import raises
+from ..fakes.stack import request
 
 SECRET = "xylophone"
 PROMPT = f"{SECRET} " * 12
 
 
-async def asked(house, telemetry, prompt=PROMPT, metadata=(), **options):
+async def asked(stack, telemetry, prompt=PROMPT, metadata=(), **options):
     """The spans of one request, once the orchestrator's own has ended."""
     telemetry.forget_spans()
-    call = house.stub.Generate(request(prompt, **options), metadata=metadata)
+    call = stack.stub.Generate(request(prompt, **options), metadata=metadata)
     [event async for event in call]
-    await house.settle(lambda: server_of(telemetry.spans, "OrchestratorService") is not None)
+    await stack.settle(lambda: server_of(telemetry.spans, "OrchestratorService") is not None)
     return telemetry.spans
 
 
@@ -35,8 +35,8 @@ def ancestors(span, spans):
         yield span
 
 
-async def test_one_trace(house, telemetry):
-    spans = await asked(house, telemetry)
+async def test_one_trace(stack, telemetry):
+    spans = await asked(stack, telemetry)
     assert len({span.context.trace_id for span in spans}) == 1
     root = server_of(spans, "OrchestratorService")
     assert root.parent is None
@@ -64,45 +64,45 @@ def linked(span):
     return [ids(link.context) for link in span.links]
 
 
-async def test_spans_have_the_names_of_the_architecture(house, telemetry):
-    spans = await asked(house, telemetry)
+async def test_spans_have_the_names_of_the_architecture(stack, telemetry):
+    spans = await asked(stack, telemetry)
     root = f"{ORCHESTRATOR}/Generate"
     own = {(root, stage) for stage in ("protect", "tokenize", "route", "cache.get", "cache.claim", "cache.put")}
     score, generate = f"{DRAFT}/Score", f"{TARGET}/Generate"
     calls = {("score", score), (score, score), (root, generate), (generate, generate)}
     assert edges(spans) == own | calls | {(root, "score"), (root, "decode")}
-    hit = await asked(house, telemetry)
+    hit = await asked(stack, telemetry)
     stages = {"protect", "tokenize", "route", "cache.get", "decode"}
     assert edges(hit) == {(root, stage) for stage in stages} | {(root, generate), (generate, generate)}
 
 
-async def test_a_hit_points_to_the_trace_that_made_it(house, telemetry):
-    miss, hit = await asked(house, telemetry), await asked(house, telemetry)
+async def test_a_hit_points_to_the_trace_that_made_it(stack, telemetry):
+    miss, hit = await asked(stack, telemetry), await asked(stack, telemetry)
     (score,) = (span for span in miss if span.name == "score")
     assert {span.name: linked(span) for span in hit if span.links} == {"cache.get": [ids(score.context)]}
     assert score.context.trace_id not in {span.context.trace_id for span in hit}
     assert not any(span.links for span in miss)
 
 
-async def test_a_waiting_request_links_to_the_shared_draft_span(house, telemetry):
+async def test_a_waiting_request_links_to_the_shared_draft_span(stack, telemetry):
     telemetry.forget_spans()
-    house.draft.gate.clear()
-    asking = [asyncio.create_task(house.ask(PROMPT)) for _ in range(2)]
-    await house.settle(lambda: house.draft.calls and house.admission.running == 2)
+    stack.draft.gate.clear()
+    asking = [asyncio.create_task(stack.ask(PROMPT)) for _ in range(2)]
+    await stack.settle(lambda: stack.draft.calls and stack.admission.running == 2)
     await asyncio.sleep(0.2)  # for the second one to wait for the first one's pass
-    house.draft.gate.set()
+    stack.draft.gate.set()
     first, second = await asyncio.gather(*asking)
     assert {first.cache, second.cache} == {"MISS", "SHARED"}
     ended = lambda: sum(span.name == f"{ORCHESTRATOR}/Generate" for span in telemetry.spans) == 2  # noqa: E731
-    await house.settle(ended)
+    await stack.settle(ended)
     (score,) = (span for span in telemetry.spans if span.name == "score")
     (join,) = (span for span in telemetry.spans if span.name == "cache.join")
     assert linked(join) == [ids(score.context)]
     assert join.context.trace_id != score.context.trace_id
 
 
-async def test_the_call_says_what_was_decided(house, telemetry):
-    root = server_of(await asked(house, telemetry), "OrchestratorService")
+async def test_the_call_says_what_was_decided(stack, telemetry):
+    root = server_of(await asked(stack, telemetry), "OrchestratorService")
     told = {key: value for key, value in root.attributes.items() if key.startswith(("presift.", "gen_ai."))}
     assert told == {
         "gen_ai.operation.name": "text_completion",
@@ -118,35 +118,35 @@ async def test_the_call_says_what_was_decided(house, telemetry):
     }
 
 
-async def test_health_is_not_traced(house, telemetry):
+async def test_health_is_not_traced(stack, telemetry):
     telemetry.forget_spans()
-    reply = await health_pb2_grpc.HealthStub(house.channel).Check(health_pb2.HealthCheckRequest())
+    reply = await health_pb2_grpc.HealthStub(stack.channel).Check(health_pb2.HealthCheckRequest())
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
-    await asked(house, telemetry, "hi")
+    await asked(stack, telemetry, "hi")
     assert not any("Health" in span.name for span in telemetry.spans)
 
 
-async def test_the_callers_trace_goes_on(house, telemetry):
+async def test_the_callers_trace_goes_on(stack, telemetry):
     trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-    spans = await asked(house, telemetry, metadata=(("traceparent", f"00-{trace_id}-{span_id}-01"),))
+    spans = await asked(stack, telemetry, metadata=(("traceparent", f"00-{trace_id}-{span_id}-01"),))
     assert {f"{span.context.trace_id:032x}" for span in spans} == {trace_id}
     assert f"{server_of(spans, 'OrchestratorService').parent.span_id:016x}" == span_id
 
 
 @pytest.mark.parametrize("trouble", ["none", "defect", "fallback", "refusal", "template"])
-async def test_no_word_of_the_prompt_is_recorded(house, telemetry, caplog, trouble):
+async def test_no_word_of_the_prompt_is_recorded(stack, telemetry, caplog, trouble):
     caplog.set_level(logging.DEBUG)
     if trouble == "defect":
-        house.target.faults.append(raises(RuntimeError(f"cannot read {PROMPT}")))
+        stack.target.faults.append(raises(RuntimeError(f"cannot read {PROMPT}")))
     if trouble == "fallback":
-        house.draft.faults.append(raises(RuntimeError(f"cannot score {PROMPT}")))
+        stack.draft.faults.append(raises(RuntimeError(f"cannot score {PROMPT}")))
     telemetry.forget_spans()
     prompt = [("user", f"BREAK {PROMPT}")] if trouble == "template" else PROMPT
     try:
-        await house.ask(prompt, max_new_tokens=0 if trouble == "refusal" else 5)
+        await stack.ask(prompt, max_new_tokens=0 if trouble == "refusal" else 5)
     except Exception as error:
         assert SECRET not in error.details()
-    await house.settle(lambda: server_of(telemetry.spans, "OrchestratorService") is not None)
+    await stack.settle(lambda: server_of(telemetry.spans, "OrchestratorService") is not None)
     said = [f"{span.name} {dict(span.attributes)} {span.status.description} {told(span)}" for span in telemetry.spans]
     assert said and not any(SECRET in text for text in said)
     assert SECRET not in caplog.text

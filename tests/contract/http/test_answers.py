@@ -9,8 +9,8 @@ from google.protobuf.json_format import ParseDict
 from presift.orchestrator.api.http.presift_json import presift_json
 from presift.v1 import orchestrator_pb2, plan_pb2
 
-from ..fakes.house import ALL_ROUTES
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
+from ..fakes.stack import ALL_ROUTES
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "abcde"}]
 RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
@@ -20,8 +20,8 @@ VOLATILE = ("tokenize_ms", "cache_ms", "draft_ms", "prefill_ms", "predicted_ttft
 
 
 @pytest.fixture
-async def door(open_house, open_door):
-    return await open_door(await open_house(routes=ALL_ROUTES))
+async def api(open_stack, open_http_api):
+    return await open_http_api(await open_stack(routes=ALL_ROUTES))
 
 
 def backwards(text, tokens=5):
@@ -33,8 +33,8 @@ def timeless(decision):
     return {name: value for name, value in decision.items() if name not in VOLATILE}
 
 
-async def test_a_chat(door):
-    answer = await door.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
+async def test_a_chat(api):
+    answer = await api.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
     assert answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == "target"
     assert answer.system_fingerprint == "r1"
     (choice,) = answer.choices
@@ -47,8 +47,8 @@ async def test_a_chat(door):
     assert answer.presift["usage"]["kept_tokens"] == len(RENDERED)
 
 
-async def test_a_chat_in_a_stream(door):
-    stream = await door.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5, stream=True)
+async def test_a_chat_in_a_stream(api):
+    stream = await api.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5, stream=True)
     chunks = [chunk async for chunk in stream]
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"} and len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -59,8 +59,8 @@ async def test_a_chat_in_a_stream(door):
     assert not any("presift" in chunk.model_extra for chunk in chunks[:-1])
 
 
-async def test_a_stream_with_usage_ends_with_it(door):
-    stream = await door.client.chat.completions.create(
+async def test_a_stream_with_usage_ends_with_it(api):
+    stream = await api.client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=5, stream=True, stream_options={"include_usage": True}
     )
     *chunks, last = [chunk async for chunk in stream]
@@ -70,9 +70,9 @@ async def test_a_stream_with_usage_ends_with_it(door):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
-async def test_the_decision_is_in_the_header(door):
-    whole = await door.client.chat.completions.with_raw_response.create(model=MODEL, messages=CHAT, max_tokens=5)
-    stream = await door.client.chat.completions.with_raw_response.create(
+async def test_the_decision_is_in_the_header(api):
+    whole = await api.client.chat.completions.with_raw_response.create(model=MODEL, messages=CHAT, max_tokens=5)
+    stream = await api.client.chat.completions.with_raw_response.create(
         model=MODEL, messages=CHAT, max_tokens=5, stream=True
     )
     body = whole.parse().presift["decision"]
@@ -84,13 +84,13 @@ async def test_the_decision_is_in_the_header(door):
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_completion_of_text_and_of_token_ids(door, is_stream):
+async def test_a_completion_of_text_and_of_token_ids(api, is_stream):
     for prompt, said in (("abcdefg", "gfedc"), (["abcdefg"], "gfedc"), ([65, 66, 67], "dcb"), ([[65, 66, 67]], "dcb")):
-        answer = await door.client.completions.create(model=MODEL, prompt=prompt, max_tokens=5, stream=is_stream)
+        answer = await api.client.completions.create(model=MODEL, prompt=prompt, max_tokens=5, stream=is_stream)
         answers = [chunk async for chunk in answer] if is_stream else [answer]
         assert {each.object for each in answers} == {"text_completion"}
         text = "".join(each.choices[0].text for each in answers)
-        assert text == (said if isinstance(prompt[0], str) else door.house.tokenizer.backend.decode(ids_of(prompt)))
+        assert text == (said if isinstance(prompt[0], str) else api.stack.tokenizer.backend.decode(ids_of(prompt)))
         assert answers[-1].choices[0].finish_reason == "length"
         assert answers[-1].presift["decision"]["route"] == "full"
 
@@ -99,11 +99,11 @@ def ids_of(prompt):
     return (prompt[0] if isinstance(prompt[0], list) else prompt)[::-1]
 
 
-async def test_token_ids_are_included_on_request(door):
+async def test_token_ids_are_included_on_request(api):
     extra = {"presift": {"token_ids": True}}
-    whole = await door.client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body=extra)
+    whole = await api.client.completions.create(model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body=extra)
     assert whole.choices[0].token_ids == [7, 6]
-    stream = await door.client.completions.create(
+    stream = await api.client.completions.create(
         model=MODEL, prompt=[5, 6, 7], max_tokens=2, extra_body=extra, stream=True
     )
     assert [token for chunk in [each async for each in stream] for token in chunk.choices[0].token_ids] == [7, 6]
@@ -126,11 +126,11 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_decisions_are_the_same_as_over_grpc(open_house, open_door, options, is_stream):
-    """Each in its own house: they would share a cache."""
+async def test_decisions_are_the_same_as_over_grpc(open_stack, open_http_api, options, is_stream):
+    """Each in its own stack: they would share a cache."""
     prompt = list(range(100, 200))
-    over_http = await open_door(await open_house(routes=ALL_ROUTES))
-    over_grpc = await open_house(routes=ALL_ROUTES)
+    over_http = await open_http_api(await open_stack(routes=ALL_ROUTES))
+    over_grpc = await open_stack(routes=ALL_ROUTES)
     answer = await over_http.client.completions.create(
         model=MODEL,
         prompt=prompt,
@@ -143,11 +143,11 @@ async def test_decisions_are_the_same_as_over_grpc(open_house, open_door, option
     expected = await over_grpc.ask(prompt, max_new_tokens=7, sampling={"temperature": 0}, **as_grpc(options))
     assert timeless(answers[-1].presift["decision"]) == timeless(presift_json(expected.decision))
     assert [token for each in answers for token in each.choices[0].token_ids] == expected.token_ids
-    here, there = over_http.house.target.calls[-1], over_grpc.target.calls[-1]
+    here, there = over_http.stack.target.calls[-1], over_grpc.target.calls[-1]
     assert here.SerializeToString(deterministic=True) == there.SerializeToString(deterministic=True)
     drafts = [
         [call.SerializeToString(deterministic=True) for call in each.draft.calls]
-        for each in (over_http.house, over_grpc)
+        for each in (over_http.stack, over_grpc)
     ]
     assert drafts[0] == drafts[1]
 
@@ -166,18 +166,18 @@ def as_grpc(options):
     }
 
 
-async def test_the_same_chat_is_the_same_prompt(door):
+async def test_the_same_chat_is_the_same_prompt(api):
     """What one API has cached, the other finds."""
     chat = [("system", "Be brief."), ("user", LONG), ("assistant", "ok"), ("user", "?")]
     messages = [{"role": role, "content": text} for role, text in chat]
-    first = await door.client.chat.completions.create(
+    first = await api.client.chat.completions.create(
         model=MODEL,
         messages=messages,
         max_tokens=5,
         temperature=0,
         extra_body={"presift": {"route": "spec_pc", "budget": {"max_prompt_tokens": 120}}},
     )
-    second = await door.house.ask(chat, route=plan_pb2.ROUTE_SPEC_PC, budget={"max_prompt_tokens": 120})
+    second = await api.stack.ask(chat, route=plan_pb2.ROUTE_SPEC_PC, budget={"max_prompt_tokens": 120})
     assert (first.presift["decision"]["cache"], second.cache) == ("miss", "HIT")
     assert first.presift["decision"]["protected_tokens"] == second.decision.protected_tokens
     assert first.choices[0].message.content == second.text
@@ -203,8 +203,8 @@ MARKED = {
 
 
 @pytest.mark.parametrize(("message", "options"), MARKED.values(), ids=MARKED)
-async def test_marked_parts_are_kept(door, message, options):
-    await door.client.chat.completions.create(
+async def test_marked_parts_are_kept(api, message, options):
+    await api.client.chat.completions.create(
         model=MODEL,
         messages=[
             {"role": "user", **message},
@@ -214,100 +214,96 @@ async def test_marked_parts_are_kept(door, message, options):
         max_tokens=5,
         extra_body={"presift": {"route": "spec_pc", "budget": {"max_prompt_tokens": 75}, **options}},
     )
-    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    read = api.stack.tokenizer.backend.decode(list(api.stack.target.calls[-1].token_ids))
     whole = "a whole" in next(name for name, each in MARKED.items() if each == (message, options))
     assert (LONG in read) is whole and ("Why?" in read) is not whole
 
 
-async def test_tools_reach_the_template(door):
+async def test_tools_reach_the_template(api):
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    await door.client.chat.completions.create(
-        model=MODEL, messages=CHAT, tools=[tool], max_tokens=5, tool_choice="auto"
-    )
-    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    await api.client.chat.completions.create(model=MODEL, messages=CHAT, tools=[tool], max_tokens=5, tool_choice="auto")
+    read = api.stack.tokenizer.backend.decode(list(api.stack.target.calls[-1].token_ids))
     assert read.startswith(f"<tools>{[tool]}</tools>")
-    await door.client.chat.completions.create(
-        model=MODEL, messages=CHAT, tools=[tool], max_tokens=5, tool_choice="none"
-    )
-    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    await api.client.chat.completions.create(model=MODEL, messages=CHAT, tools=[tool], max_tokens=5, tool_choice="none")
+    read = api.stack.tokenizer.backend.decode(list(api.stack.target.calls[-1].token_ids))
     assert read == RENDERED
 
 
-async def test_an_answer_can_be_sent_back_as_a_message(door):
-    answer = await door.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
+async def test_an_answer_can_be_sent_back_as_a_message(api):
+    answer = await api.client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
     turns = [*CHAT, answer.choices[0].message, {"role": "user", "content": "more"}]
-    again = await door.client.chat.completions.create(model=MODEL, messages=turns, max_tokens=5)
+    again = await api.client.chat.completions.create(model=MODEL, messages=turns, max_tokens=5)
     said = answer.choices[0].message.content
     expected = RENDERED.removesuffix("<assistant>") + f"<assistant>{said}</assistant><user>more</user><assistant>"
     assert again.usage.prompt_tokens == len(expected)
 
 
-async def test_sampling_reaches_the_target(door):
-    await door.client.chat.completions.create(
+async def test_sampling_reaches_the_target(api):
+    await api.client.chat.completions.create(
         model=MODEL, messages=CHAT, max_completion_tokens=4, temperature=0.5, top_p=0.25, seed=7, stop=["x", "yz"],
         extra_body={"presift": {"sampling": {"top_k": 9, "stop_token_ids": [3, 4], "ignore_eos": True}}},
     )  # fmt: skip
-    sampling = door.house.target.calls[-1].sampling
+    sampling = api.stack.target.calls[-1].sampling
     assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (4, 0.5, 0.25, 7)
     assert (list(sampling.stop), sampling.top_k, list(sampling.stop_token_ids)) == (["x", "yz"], 9, [3, 4])
     assert sampling.ignore_eos
-    await door.client.chat.completions.create(model=MODEL, messages=CHAT, stop="q")
-    sampling = door.house.target.calls[-1].sampling
+    await api.client.chat.completions.create(model=MODEL, messages=CHAT, stop="q")
+    sampling = api.stack.target.calls[-1].sampling
     # OpenAI's default; the number of tokens is the deployment's.
     assert (sampling.temperature, sampling.max_new_tokens, list(sampling.stop)) == (1.0, 5, ["q"])
     assert not sampling.HasField("top_p") and not sampling.HasField("seed")
 
 
-async def test_parameters_without_effect_are_accepted(door):
-    await door.client.chat.completions.create(
+async def test_parameters_without_effect_are_accepted(api):
+    await api.client.chat.completions.create(
         model=MODEL, messages=CHAT, max_tokens=5, user="me", metadata={"a": "b"}, store=True, n=1, logprobs=False,
         presence_penalty=0, frequency_penalty=0.0, logit_bias={}, response_format={"type": "text"},
         service_tier="auto", parallel_tool_calls=True, extra_body={"top_logprobs": None, "presift": {}},
     )  # fmt: skip
 
 
-async def test_explain_generates_nothing(door):
+async def test_explain_generates_nothing(api):
     messages = [
         {"role": "user", "content": LONG},
         {"role": "assistant", "content": "ok"},
         {"role": "user", "content": "?"},
     ]
     options = {"route": "spec_pc", "explain": True, "budget": {"max_prompt_tokens": 80}}
-    answer = await door.client.chat.completions.create(
+    answer = await api.client.chat.completions.create(
         model=MODEL, messages=messages, max_tokens=5, extra_body={"presift": options}
     )
-    assert answer.choices == [] and door.house.target.calls == []
+    assert answer.choices == [] and api.stack.target.calls == []
     explanation = answer.presift["explanation"]
     assert answer.presift["decision"]["route"] == "spec_pc"
     assert explanation["text"].startswith(f"<user>{LONG}</user>")
     assert sum(span["tokens"]["end"] - span["tokens"]["start"] for span in explanation["spans"] if span["kept"]) == 80
     options["explain"] = {"span_per_token": True}
-    answer = await door.client.chat.completions.create(
+    answer = await api.client.chat.completions.create(
         model=MODEL, messages=messages, max_tokens=5, extra_body={"presift": options}
     )
     assert len(answer.presift["explanation"]["spans"]) == answer.usage.prompt_tokens
 
 
-async def test_models(house, open_door):
-    door = await open_door(house, aliases="gpt-4o, other/name")
-    models = [model async for model in await door.client.models.list()]
+async def test_models(stack, open_http_api):
+    api = await open_http_api(stack, aliases="gpt-4o, other/name")
+    models = [model async for model in await api.client.models.list()]
     assert [model.id for model in models] == ["target", "gpt-4o", "other/name"]
     assert models[0].presift["context_tokens"] == 400
     assert models[0].max_model_len == models[1].context_length == 400 and models[1].root == "target"
-    retrieved = await door.client.models.retrieve("gpt-4o")
+    retrieved = await api.client.models.retrieve("gpt-4o")
     assert (retrieved.id, retrieved.max_model_len, retrieved.context_length) == ("gpt-4o", 400, 400)
-    assert (await door.client.models.retrieve("other/name")).presift["target"] == "target"
-    answer = await door.client.chat.completions.create(model="gpt-4o", messages=CHAT, max_tokens=5)
+    assert (await api.client.models.retrieve("other/name")).presift["target"] == "target"
+    answer = await api.client.chat.completions.create(model="gpt-4o", messages=CHAT, max_tokens=5)
     assert answer.model == "target"
-    anything = await open_door(house, aliases="*")
+    anything = await open_http_api(stack, aliases="*")
     assert (await anything.client.chat.completions.create(model="x", messages=CHAT, max_tokens=5)).model == "target"
     assert [model.id async for model in await anything.client.models.list()] == ["target"]
 
 
-async def test_models_have_anthropics_shape_for_anthropics_clients(house, open_door):
-    door = await open_door(house, aliases="gpt-4o")
+async def test_models_have_anthropics_shape_for_anthropics_clients(stack, open_http_api):
+    api = await open_http_api(stack, aliases="gpt-4o")
     headers = {"anthropic-version": "2023-06-01"}
-    page = (await door.http.get("/v1/models", headers=headers)).json()
+    page = (await api.http.get("/v1/models", headers=headers)).json()
     models = page.pop("data")
     assert page == {"has_more": False, "first_id": "target", "last_id": "gpt-4o"}
     assert [(model["type"], model["id"], model["display_name"]) for model in models] == [
@@ -315,12 +311,12 @@ async def test_models_have_anthropics_shape_for_anthropics_clients(house, open_d
         ("model", "gpt-4o", "gpt-4o"),
     ]
     assert models[0]["created_at"].endswith("Z") and models[0]["max_input_tokens"] == 400
-    assert (await door.http.get("/v1/models/gpt-4o", headers=headers)).json() == models[1]
+    assert (await api.http.get("/v1/models/gpt-4o", headers=headers)).json() == models[1]
 
 
-async def test_the_blocking_client(door):
+async def test_the_blocking_client(api):
     def ask():
-        with door.blocking() as client:
+        with api.blocking() as client:
             whole = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5)
             stream = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=5, stream=True)
             return whole.choices[0].message.content, "".join(each.choices[0].delta.content or "" for each in stream)
@@ -328,10 +324,10 @@ async def test_the_blocking_client(door):
     assert await asyncio.to_thread(ask) == (backwards(RENDERED),) * 2
 
 
-async def test_langchain(door):
+async def test_langchain(api):
     langchain_openai = pytest.importorskip("langchain_openai")
     chat = langchain_openai.ChatOpenAI(
-        model=MODEL, base_url=f"{door.url}/v1", api_key="none", max_tokens=5, temperature=0, max_retries=0,
+        model=MODEL, base_url=f"{api.url}/v1", api_key="none", max_tokens=5, temperature=0, max_retries=0,
         stream_usage=True, extra_body={"presift": {"route": "full"}},
     )  # fmt: skip
     messages = [("system", "Be brief."), ("user", "abcde")]
@@ -344,17 +340,17 @@ async def test_langchain(door):
     assert "".join(piece.content for piece in pieces) == backwards(RENDERED)
     blocks = [{"type": "text", "text": LONG, "document": True}, {"type": "text", "text": "Why?"}]
     await chat.ainvoke([("user", blocks)])
-    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    read = api.stack.tokenizer.backend.decode(list(api.stack.target.calls[-1].token_ids))
     assert read == f"<user>{LONG} Why?</user><assistant>"  # joined as SGLang's server does
 
 
-async def test_curl(door):
+async def test_curl(api):
     body = json.dumps({"model": MODEL, "messages": CHAT, "max_tokens": 5, "stream": True})
     command = [
         "curl",
         "-sN",
         "-i",
-        f"{door.url}/v1/chat/completions",
+        f"{api.url}/v1/chat/completions",
         "-H",
         "Content-Type: application/json",
         "-d",
@@ -371,9 +367,9 @@ async def test_curl(door):
     assert "access-control" not in head.lower() and "server:" not in head.lower()
 
 
-async def test_a_request_continues_its_callers_trace(door, telemetry):
+async def test_a_request_continues_its_callers_trace(api, telemetry):
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    answered = await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5}, traceparent=parent)
+    answered = await api.post({"model": MODEL, "messages": CHAT, "max_tokens": 5}, traceparent=parent)
     assert answered.status_code == 200
     span = next(each for each in telemetry.spans if each.name == "POST /v1/chat/completions")
     assert format(span.context.trace_id, "032x") == parent.split("-")[1]

@@ -13,11 +13,11 @@ from presift.orchestrator.api.http.server import HttpOptions, HttpServer
 from presift.orchestrator.domain.caller import TenantLimits
 from presift.rpc.security.certificates import TlsFiles, server_context
 
+from ..fakes.api_keys import ACME, ACME_TOO, OTHER, bearer, key_authenticator
 from ..fakes.authority import NAMES, Authority
-from ..fakes.doors import ACME, ACME_TOO, OTHER, door, shows
-from ..fakes.house import refusal_of, request
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
 from ..fakes.services import hangs
+from ..fakes.stack import refusal_of, request
 
 PROMPT = list(range(100, 200))
 ASKED = {"model": MODEL, "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
@@ -27,11 +27,11 @@ TURN = {"role": "user", "content": "abc"}
 
 
 @pytest.fixture
-async def keyed(open_house, open_door):
-    """A house whose two APIs accept the same keys."""
-    keeper = door(limits={"other": TenantLimits(tokens_per_minute=120, concurrency=1)})
-    house = await open_house(auth_interceptors=(AuthInterceptor(keeper),), salt=SALT)
-    return await open_door(house, authenticator=keeper, key=ACME, salt=SALT)
+async def keyed(open_stack, open_http_api):
+    """A stack whose two APIs accept the same keys."""
+    keeper = key_authenticator(limits={"other": TenantLimits(tokens_per_minute=120, concurrency=1)})
+    stack = await open_stack(auth_interceptors=(AuthInterceptor(keeper),), salt=SALT)
+    return await open_http_api(stack, authenticator=keeper, key=ACME, salt=SALT)
 
 
 BAD = {
@@ -65,13 +65,13 @@ async def test_without_a_valid_credential_nothing_is_reached(keyed, headers, tel
         assert answer.json()["error"]["code"] == "invalid_api_key" and ACME[4:] not in answer.text
     for path in ("/v1/models", "/v1/models/target"):
         assert (await keyed.http.get(path, headers=headers)).status_code == 401
-    assert keyed.house.target.calls == keyed.house.draft.calls == []
+    assert keyed.stack.target.calls == keyed.stack.draft.calls == []
     assert telemetry.total("presift.callers.refused", why="credential") == before + 4
     assert (await keyed.http.get("/health")).status_code == 200
 
 
 async def test_a_tenant_holds_a_share_of_the_calls(keyed):
-    calls, ended = keyed.house.server.calls, asyncio.Event()
+    calls, ended = keyed.stack.server.calls, asyncio.Event()
 
     async def hold():
         calls.enter("acme")
@@ -80,9 +80,9 @@ async def test_a_tenant_holds_a_share_of_the_calls(keyed):
     held = [asyncio.create_task(hold()) for _ in range(8)]
     calls._tenants._limit = 8
     await asyncio.sleep(0)
-    refused = await keyed.http.post("/v1/completions", json=ASKED, headers=dict(shows(ACME)))
+    refused = await keyed.http.post("/v1/completions", json=ASKED, headers=dict(bearer(ACME)))
     assert (refused.status_code, refused.json()["error"]["presift"]["field"]) == (429, "calls of the tenant")
-    assert (await keyed.http.post("/v1/completions", json=ASKED, headers=dict(shows(OTHER)))).status_code == 200
+    assert (await keyed.http.post("/v1/completions", json=ASKED, headers=dict(bearer(OTHER)))).status_code == 200
     ended.set()
     await asyncio.gather(*held)
 
@@ -102,7 +102,7 @@ async def test_another_tenants_name_is_denied(keyed):
     client = keyed.client_of(ACME, default_headers={"presift-tenant": "other"})
     with pytest.raises(openai.PermissionDeniedError) as refused:
         await client.completions.create(**ASKED)
-    assert refused.value.code == "permission_denied" and keyed.house.target.calls == []
+    assert refused.value.code == "permission_denied" and keyed.stack.target.calls == []
     own = keyed.client_of(ACME, default_headers={"presift-tenant": "acme"})
     await own.completions.create(**ASKED)
 
@@ -110,11 +110,11 @@ async def test_another_tenants_name_is_denied(keyed):
 async def test_a_tenant_has_one_namespace_over_both_apis(keyed):
     await keyed.client.completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
     await keyed.client_of(OTHER).completions.create(**ASKED, extra_body={"presift": {"route": "spec_pc"}})
-    async for _ in keyed.house.stub.Generate(request(PROMPT), metadata=shows(ACME_TOO)):
+    async for _ in keyed.stack.stub.Generate(request(PROMPT), metadata=bearer(ACME_TOO)):
         pass
-    acme, other, acme_too = (call.cache_salt for call in keyed.house.target.calls)
+    acme, other, acme_too = (call.cache_salt for call in keyed.stack.target.calls)
     assert acme == acme_too != other and SALT not in (acme, other)
-    assert len(keyed.house.draft.calls) == 2
+    assert len(keyed.stack.draft.calls) == 2
 
 
 async def test_the_other_apis_have_the_same_namespace(keyed):
@@ -128,7 +128,7 @@ async def test_the_other_apis_have_the_same_namespace(keyed):
         headers = {"authorization": f"Bearer {ACME}"}
         answer = await keyed.http.post(f"/v1/{path}", json={"model": MODEL} | body, headers=headers)
         assert answer.status_code == 200, answer.text
-    calls = keyed.house.target.calls
+    calls = keyed.stack.target.calls
     assert len(calls) == 3 and len({(call.cache_salt, tuple(call.token_ids)) for call in calls}) == 1
 
 
@@ -136,7 +136,7 @@ async def test_concurrent_callers_do_not_mix(keyed):
     async def salt_of(number, key):
         prompt = [number, *PROMPT[:20]]
         await keyed.client_of(key).completions.create(**ASKED | {"prompt": prompt})
-        return next(call.cache_salt for call in keyed.house.target.calls if list(call.token_ids) == prompt)
+        return next(call.cache_salt for call in keyed.stack.target.calls if list(call.token_ids) == prompt)
 
     keys = [ACME, ACME_TOO] * 10
     assert len(set(await asyncio.gather(*(salt_of(number, key) for number, key in enumerate(keys))))) == 1
@@ -149,22 +149,22 @@ async def test_the_tenants_limits_count_both_apis_together(keyed):
         await other.completions.create(**ASKED)
     assert refused.value.body["presift"]["field"] == "tokens_per_minute"
     assert int(refused.value.response.headers["retry-after"]) >= 1
-    over_grpc = await refusal_of(keyed.house.stub.Generate(request(PROMPT), metadata=shows(OTHER)).read())
+    over_grpc = await refusal_of(keyed.stack.stub.Generate(request(PROMPT), metadata=bearer(OTHER)).read())
     assert over_grpc.field == "tokens_per_minute"
     await keyed.client.completions.create(**ASKED)
 
 
 async def test_concurrency_is_limited(keyed):
-    keyed.house.target.faults.append(hangs)
+    keyed.stack.target.faults.append(hangs)
     first = asyncio.create_task(keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]}))
-    await keyed.house.settle(lambda: keyed.house.target.running == 1)
+    await keyed.stack.settle(lambda: keyed.stack.target.running == 1)
     with pytest.raises(openai.RateLimitError) as refused:
         await keyed.client_of(OTHER).completions.create(**ASKED | {"prompt": [1, 2]})
     assert refused.value.body["presift"]["field"] == "concurrency"
     # The limits are released before a caller sees the end: sequential requests never exceed them.
     first.cancel()
-    await keyed.house.settle(lambda: keyed.house.target.running == 0)
-    await keyed.house.settle(lambda: keyed.house.server.calls.running == 0)
+    await keyed.stack.settle(lambda: keyed.stack.target.running == 0)
+    await keyed.stack.settle(lambda: keyed.stack.server.calls.running == 0)
     for number in range(10):
         stream = await keyed.client_of(OTHER).completions.create(
             **ASKED | {"prompt": [1], "max_tokens": 1}, stream=True
@@ -172,27 +172,27 @@ async def test_concurrency_is_limited(keyed):
         assert len([chunk async for chunk in stream]) in (1, 2), number
 
 
-async def test_without_keys_a_tenants_name_selects_defaults_alone(house, open_door):
-    plain = await open_door(house)
+async def test_without_keys_a_tenants_name_selects_defaults_alone(stack, open_http_api):
+    plain = await open_http_api(stack)
     await plain.client_of("anything", default_headers={"presift-tenant": "acme"}).completions.create(**ASKED)
-    assert house.target.calls[0].cache_salt == ""
+    assert stack.target.calls[0].cache_salt == ""
     for name, status in (("a b", 400), ("x" * 65, 400)):
         answer = await plain.post(ASKED, "/v1/completions", presift_tenant=name)
         assert answer.status_code == status and answer.json()["error"]["param"] == "presift-tenant"
 
 
-async def test_a_page_needs_a_key(house, keyed, open_door):
+async def test_a_page_needs_a_key(stack, keyed, open_http_api):
     """A page that the owner of this machine has opened could call an API without authentication."""
-    plain, page = await open_door(house), {"origin": "http://127.0.0.1:8000"}
+    plain, page = await open_http_api(stack), {"origin": "http://127.0.0.1:8000"}
     answer = await plain.http.post("/v1/completions", json=ASKED, headers=page)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
-    assert house.target.calls == []
+    assert stack.target.calls == []
     shown = page | {"authorization": f"Bearer {ACME}"}
     assert (await keyed.http.post("/v1/completions", json=ASKED, headers=shown)).status_code == 200
 
 
-async def test_explain_can_be_disabled(house, open_door):
-    closed = await open_door(house, explains=False)
+async def test_explain_can_be_disabled(stack, open_http_api):
+    closed = await open_http_api(stack, explains=False)
     with pytest.raises(openai.PermissionDeniedError):
         await closed.client.completions.create(**ASKED, extra_body={"presift": {"explain": True}})
 
@@ -205,8 +205,8 @@ async def test_beyond_this_machine_callers_must_authenticate(listen):
         HttpServer(None, HttpOptions(listen, **known))
 
 
-async def test_a_port_in_use_is_reported(house, open_door):
-    taken = (await open_door(house)).address
+async def test_a_port_in_use_is_reported(stack, open_http_api):
+    taken = (await open_http_api(stack)).address
     with pytest.raises(PresiftError, match=f"cannot listen on {taken} .http_listen."):
         await HttpServer(None, HttpOptions(taken)).start()
 
@@ -223,14 +223,14 @@ def context_of(pair, *, shows_certificate=True):
     return context
 
 
-async def asked_by(door, context):
-    async with httpx.AsyncClient(base_url=door.url, verify=context) as http:
+async def asked_by(api, context):
+    async with httpx.AsyncClient(base_url=api.url, verify=context) as http:
         return await http.post("/v1/completions", json=ASKED)
 
 
-async def test_tls(house, open_door, authority):
+async def test_tls(stack, open_http_api, authority):
     pair = authority.pair(HOST)
-    secure = await open_door(house, tls=TlsFiles(pair.cert, pair.key, None, NAMES))
+    secure = await open_http_api(stack, tls=TlsFiles(pair.cert, pair.key, None, NAMES))
     assert secure.url.startswith("https://")
     answer = await asked_by(secure, context_of(pair, shows_certificate=False))
     assert answer.status_code == 200
@@ -244,21 +244,21 @@ async def test_tls(house, open_door, authority):
     assert (await asked_by(secure, old)).status_code == 200
 
 
-async def test_mutual_tls(house, open_door, authority, tmp_path):
+async def test_mutual_tls(stack, open_http_api, authority, tmp_path):
     served, caller, stranger = authority.pair(HOST), authority.pair("me"), Authority(tmp_path / "theirs").pair("me")
-    secure = await open_door(house, tls=served.files())
+    secure = await open_http_api(stack, tls=served.files())
     assert (await asked_by(secure, context_of(caller))).status_code == 200
     theirs = ssl.create_default_context(cafile=served.ca)
     theirs.load_cert_chain(stranger.cert, stranger.key)
     for context in (context_of(caller, shows_certificate=False), theirs):
         with pytest.raises(httpx.HTTPError):
             await asked_by(secure, context)
-    assert len(house.target.calls) == 1
+    assert len(stack.target.calls) == 1
 
 
-async def test_new_certificates_are_used_without_a_restart(house, open_door, authority, tmp_path):
+async def test_new_certificates_are_used_without_a_restart(stack, open_http_api, authority, tmp_path):
     served, caller = authority.pair(HOST, into="served"), authority.pair("me")
-    secure = await open_door(house, tls=served.files())
+    secure = await open_http_api(stack, tls=served.files())
 
     async def serial():
         host, _, port = secure.address.rpartition(":")

@@ -5,7 +5,7 @@ import http.client
 
 import pytest
 
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 BODY = f'{{"model": "{MODEL}", "prompt": [1, 2], "max_tokens": 1}}'.encode()
@@ -16,13 +16,13 @@ SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.fixture
-async def door(house, open_door):
-    return await open_door(house)
+async def api(stack, open_http_api):
+    return await open_http_api(stack)
 
 
-async def replies(door, sent):
+async def replies(api, sent):
     """What is read until the server closes; at most for a second."""
-    host, _, port = door.address.rpartition(":")
+    host, _, port = api.address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(sent)
     read = b""
@@ -47,24 +47,24 @@ async def replies(door, sent):
     ],
     ids=["length first", "length last", "no length", "HTTP/1.0"],
 )
-async def test_a_request_with_two_ends_is_refused_and_its_connection_closed(door, sent):
-    read, is_closed = await replies(door, sent + SMUGGLED)
+async def test_a_request_with_two_ends_is_refused_and_its_connection_closed(api, sent):
+    read, is_closed = await replies(api, sent + SMUGGLED)
     assert read.startswith(b"HTTP/1.1 400 ") and read.count(b"HTTP/1.1") == 1 and is_closed
-    assert door.house.target.calls == []
+    assert api.stack.target.calls == []
 
 
 @pytest.mark.parametrize("sent", [HEAD + LENGTH + b"\r\n" + BODY, HEAD + CHUNKED + b"\r\n" + CHUNKS])
-async def test_a_request_with_one_end_is_answered_and_so_is_the_next(door, sent):
-    read, is_closed = await replies(door, sent + SMUGGLED)
+async def test_a_request_with_one_end_is_answered_and_so_is_the_next(api, sent):
+    read, is_closed = await replies(api, sent + SMUGGLED)
     assert read.count(b"HTTP/1.1 200 ") == 2 and not is_closed
 
 
-async def test_a_shutdown_first_asks_clients_to_leave(open_house, open_door):
+async def test_a_shutdown_first_asks_clients_to_leave(open_stack, open_http_api):
     """Keep-alive clients are answered for some seconds, and told not to use their connection again."""
-    house = await open_house(lame_duck_s=1.0)
-    door = await open_door(house)
-    await house.server.set_serving(True)
-    clients = [http.client.HTTPConnection(door.address, timeout=10) for _ in range(3)]
+    stack = await open_stack(lame_duck_s=1.0)
+    api = await open_http_api(stack)
+    await stack.server.set_serving(True)
+    clients = [http.client.HTTPConnection(api.address, timeout=10) for _ in range(3)]
 
     def ask(client, path="/v1/models"):
         client.request("GET", path)
@@ -74,15 +74,15 @@ async def test_a_shutdown_first_asks_clients_to_leave(open_house, open_door):
 
     for client in clients:
         assert await asyncio.to_thread(ask, client) == (200, None)
-    draining = asyncio.create_task(house.server.drain())
-    await house.settle(lambda: not house.server.is_serving)
+    draining = asyncio.create_task(stack.server.drain())
+    await stack.settle(lambda: not stack.server.is_serving)
     for client in clients:
         assert await asyncio.to_thread(ask, client) == (200, "close")
         assert client.sock is None  # it connects again for the next request
     assert await asyncio.to_thread(ask, clients[0], "/health") == (503, "close")
-    answer = await door.post({"model": MODEL, "prompt": [1, 2], "max_tokens": 1}, "/v1/completions")
+    answer = await api.post({"model": MODEL, "prompt": [1, 2], "max_tokens": 1}, "/v1/completions")
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-    assert await house.ask([1, 2])  # over gRPC
+    assert await stack.ask([1, 2])  # over gRPC
     assert not draining.done()
     await draining
     with pytest.raises(ConnectionRefusedError):

@@ -13,16 +13,16 @@ from presift.orchestrator.api.http.errors import TABLE, error_response
 from presift.orchestrator.api.http.unsupported import NEUTRAL
 from presift.v1 import errors_pb2
 
-from ..fakes.house import ALL_ROUTES
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
+from ..fakes.stack import ALL_ROUTES
 
 CHAT = [{"role": "user", "content": "abcde"}]
 LONG = list(range(100, 200))
 
 
 @pytest.fixture
-async def door(open_house, open_door):
-    return await open_door(await open_house(routes=ALL_ROUTES))
+async def api(open_stack, open_http_api):
+    return await open_http_api(await open_stack(routes=ALL_ROUTES))
 
 
 def user(**changes):
@@ -190,14 +190,14 @@ BAD = {
 
 
 @pytest.mark.parametrize(("change", "param"), BAD.values(), ids=BAD)
-async def test_the_invalid_parameter_is_named(door, change, param):
+async def test_the_invalid_parameter_is_named(api, change, param):
     body = {"model": MODEL, "messages": CHAT, "max_tokens": 5} | change
-    answer = await door.post({name: value for name, value in body.items() if value is not None})
+    answer = await api.post({name: value for name, value in body.items() if value is not None})
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
     assert set(error) >= {"message", "type", "param", "code"} and param in error["message"]
     assert error["code"] in ("invalid_value", "context_length_exceeded")
-    assert door.house.target.calls == [] or error["presift"]["field"].startswith("sampling")
+    assert api.stack.target.calls == [] or error["presift"]["field"].startswith("sampling")
 
 
 TEXT_BAD = {
@@ -230,9 +230,9 @@ TEXT_BAD = {
 
 
 @pytest.mark.parametrize(("change", "param"), TEXT_BAD.values(), ids=TEXT_BAD)
-async def test_the_invalid_parameter_of_a_completion_is_named(door, change, param):
+async def test_the_invalid_parameter_of_a_completion_is_named(api, change, param):
     body = {"model": MODEL, "prompt": "abc", "max_tokens": 5} | change
-    answer = await door.post({name: value for name, value in body.items() if value is not ...}, "/v1/completions")
+    answer = await api.post({name: value for name, value in body.items() if value is not ...}, "/v1/completions")
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
     assert param is None or error["param"] == param, error
@@ -254,7 +254,7 @@ def test_every_unsupported_parameter_is_rejected_unless_neutral():
         assert set(params.__annotations__) <= known
 
 
-async def test_no_error_quotes_the_prompt(door):
+async def test_no_error_quotes_the_prompt(api):
     secret = "xylophone " * 50
     for change in (
         {"messages": secret},
@@ -267,7 +267,7 @@ async def test_no_error_quotes_the_prompt(door):
         {"tools": [{"type": secret}]},
         {"user": secret, "n": 0},
     ):
-        answer = await door.post({"model": MODEL, "messages": CHAT} | change)
+        answer = await api.post({"model": MODEL, "messages": CHAT} | change)
         assert answer.status_code == 400 and "xylophone xylophone" not in answer.text, answer.text
 
 
@@ -285,13 +285,13 @@ RAW = {
 
 
 @pytest.mark.parametrize(("raw", "kind", "status", "param"), RAW.values(), ids=RAW)
-async def test_a_body_that_is_not_json(door, raw, kind, status, param):
-    answer = await door.http.post("/v1/chat/completions", content=raw, headers={"content-type": kind})
+async def test_a_body_that_is_not_json(api, raw, kind, status, param):
+    answer = await api.http.post("/v1/chat/completions", content=raw, headers={"content-type": kind})
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-async def test_numbers_that_json_does_not_have(door):
-    answer = await door.http.post(
+async def test_numbers_that_json_does_not_have(api):
+    answer = await api.http.post(
         "/v1/chat/completions",
         content=b'{"model":"target","messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f","x":1e999}}]}',
         headers={"content-type": "application/json"},
@@ -299,54 +299,52 @@ async def test_numbers_that_json_does_not_have(door):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0]")
 
 
-async def test_compressed_bodies_are_rejected(door):
+async def test_compressed_bodies_are_rejected(api):
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    answer = await door.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers)
+    answer = await api.http.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
-async def test_a_body_that_is_too_large(house, open_door):
-    door = await open_door(house, max_body_bytes=1000)
+async def test_a_body_that_is_too_large(stack, open_http_api):
+    api = await open_http_api(stack, max_body_bytes=1000)
     body = {"model": MODEL, "messages": [{"role": "user", "content": "a" * 2000}]}
-    assert (await door.post(body)).json()["error"]["code"] == "body_too_large"
+    assert (await api.post(body)).json()["error"]["code"] == "body_too_large"
 
     async def chunks():
         for _ in range(100):
             yield b"{" * 100
 
-    answer = await door.http.post(
-        "/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"}
-    )
+    answer = await api.http.post("/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"})
     assert answer.status_code == 413
-    assert (await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})).status_code == 200
+    assert (await api.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})).status_code == 200
 
 
-async def test_the_limits_are_the_same_as_over_grpc(house, open_door):
-    door = await open_door(house, max_body_bytes=2**24)
+async def test_the_limits_are_the_same_as_over_grpc(stack, open_http_api):
+    api = await open_http_api(stack, max_body_bytes=2**24)
     for messages, param in (
         ([{"role": "user", "content": "a"}] * 4097, "messages"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 16_385}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 8193}] * 2, "messages.content"),
         ([{"role": "user", "content": "a" * 8_388_609}], "messages"),
     ):
-        error = (await door.post({"model": MODEL, "messages": messages})).json()["error"]
+        error = (await api.post({"model": MODEL, "messages": messages})).json()["error"]
         assert (error["param"], error["code"]) == (param, "invalid_value")
-    error = (await door.post({"model": MODEL, "prompt": [1] * 1_048_577}, "/v1/completions")).json()["error"]
+    error = (await api.post({"model": MODEL, "prompt": [1] * 1_048_577}, "/v1/completions")).json()["error"]
     assert error["param"] == "prompt" and "1048576" in error["message"]
 
 
-async def test_another_model(door):
+async def test_another_model(api):
     with pytest.raises(openai.NotFoundError) as refused:
-        await door.client.chat.completions.create(model="gpt-4o", messages=CHAT)
+        await api.client.chat.completions.create(model="gpt-4o", messages=CHAT)
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
     assert "served: target" in refused.value.message
     with pytest.raises(openai.NotFoundError):
-        await door.client.models.retrieve("gpt-4o")
+        await api.client.models.retrieve("gpt-4o")
     body = {"model": "gpt-4o", "messages": CHAT, "presift": {"route": "unknown"}}
-    assert (await door.post(body)).status_code == 404, "not 400 for the invalid option"
+    assert (await api.post(body)).status_code == 404, "not 400 for the invalid option"
 
 
-async def test_other_paths_and_methods(door):
+async def test_other_paths_and_methods(api):
     for method, path, status in (
         ("GET", "/", 404),
         ("POST", "/v1/embeddings", 404),
@@ -359,31 +357,31 @@ async def test_other_paths_and_methods(door):
         ("GET", "/v1/health", 404),
         ("GET", "/" * 2000 + "health", 404),
     ):
-        answer = await door.http.request(method, f"{door.url}{path}", headers={"origin": "https://elsewhere.example"})
+        answer = await api.http.request(method, f"{api.url}{path}", headers={"origin": "https://elsewhere.example"})
         assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert (status == 405) == ("allow" in answer.headers) and "location" not in answer.headers
-    assert (await door.http.get("/v1/chat/completions")).headers["allow"] == "POST"
+    assert (await api.http.get("/v1/chat/completions")).headers["allow"] == "POST"
 
 
-async def test_errors_are_counted(door, telemetry):
+async def test_errors_are_counted(api, telemetry):
     def counted(route, status):
         return telemetry.total("presift.http.replies", http_route=route, status=status)
 
     wanted = [("/v1/chat/completions", "200"), ("/v1/chat/completions", "400"), ("/v1/completions", "415")]
     wanted += [("other", "404"), ("other", "405"), ("/v1/models/{model:path}", "404")]
     before = [counted(*each) for each in wanted]
-    await door.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})
-    await door.post({"model": MODEL, "messages": []})
-    await door.http.post("/v1/completions", content=b"")
-    await door.http.get("/secret-path")
-    await door.http.get("/v1/completions")
-    await door.http.get("/v1/models/gpt-4o")
-    await door.http.get("/health")
+    await api.post({"model": MODEL, "messages": CHAT, "max_tokens": 5})
+    await api.post({"model": MODEL, "messages": []})
+    await api.http.post("/v1/completions", content=b"")
+    await api.http.get("/secret-path")
+    await api.http.get("/v1/completions")
+    await api.http.get("/v1/models/gpt-4o")
+    await api.http.get("/health")
     assert [counted(*each) - old for each, old in zip(wanted, before, strict=True)] == [1] * len(wanted)
 
 
-async def test_null_is_the_same_as_leaving_out(door):
+async def test_null_is_the_same_as_leaving_out(api):
     options = {
         "route": None,
         "budget": {"max_kv_tokens": None},
@@ -392,36 +390,34 @@ async def test_null_is_the_same_as_leaving_out(door):
         "token_ids": None,
     }
     said = {"stream": True, "stream_options": {"include_usage": None}, "presift": options | {"explain": None}}
-    answer = await door.post({"model": MODEL, "messages": user(name=None, protected=None), "max_tokens": 5} | said)
+    answer = await api.post({"model": MODEL, "messages": user(name=None, protected=None), "max_tokens": 5} | said)
     assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
 
 
-async def test_a_list_that_is_too_long_has_a_plain_message(door):
-    error = (await door.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
+async def test_a_list_that_is_too_long_has_a_plain_message(api):
+    error = (await api.post({"model": MODEL, "messages": CHAT, "stop": ["x"] * 17})).json()["error"]
     assert error["message"] == "stop is a list of 17; it must be a list of at most 16"
 
 
-async def test_a_strict_budget_that_cannot_be_met(door):
+async def test_a_strict_budget_that_cannot_be_met(api):
     extra = presift(route="full", budget={"max_prompt_tokens": 20, "strict": True})
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.client.completions.create(model=MODEL, prompt=LONG, max_tokens=5, extra_body=extra)
+        await api.client.completions.create(model=MODEL, prompt=LONG, max_tokens=5, extra_body=extra)
     assert refused.value.code == "budget_exceeded" and refused.value.param.startswith("presift.budget")
     assert refused.value.body["presift"]["reason"] == "BUDGET_EXCEEDED"
 
 
-async def test_an_unsupported_route(house, open_door):
-    door = await open_door(house)
+async def test_an_unsupported_route(stack, open_http_api):
+    api = await open_http_api(stack)
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.client.completions.create(
-            model=MODEL, prompt=LONG, max_tokens=5, extra_body=presift(route="spec_kv")
-        )
+        await api.client.completions.create(model=MODEL, prompt=LONG, max_tokens=5, extra_body=presift(route="spec_kv"))
     assert (refused.value.code, refused.value.param) == ("route_unsupported", "presift.route")
 
 
-async def test_a_prompt_that_is_too_long(door):
+async def test_a_prompt_that_is_too_long(api):
     """In OpenAI's words: LiteLLM and agents look for them."""
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.client.completions.create(
+        await api.client.completions.create(
             model=MODEL, prompt=[1] * 500, max_tokens=5, extra_body=presift(route="full")
         )
     assert refused.value.code == "context_length_exceeded" and refused.value.param == "prompt"
@@ -430,20 +426,20 @@ async def test_a_prompt_that_is_too_long(door):
         " the completion). Please reduce the length of the prompt or completion. (prompt is 500 tokens; it must be"
     )
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.client.chat.completions.create(
+        await api.client.chat.completions.create(
             model=MODEL, messages=user(content="a" * 500), max_tokens=5, extra_body=presift(route="full")
         )
     assert "(524 in the messages, 1 in the completion). Please reduce the length of the messages" in str(refused.value)
-    over_grpc = await door.house.refused([1] * 500, route="ROUTE_FULL", max_new_tokens=5)
+    over_grpc = await api.stack.refused([1] * 500, route="ROUTE_FULL", max_new_tokens=5)
     assert over_grpc.message.startswith("prompt is 500 tokens; it must be <= 399 (context 400 less")
 
 
 @pytest.mark.parametrize(
     ("kind", "media"), [("image_url", "pictures"), ("input_audio", "audio"), ("file", "files"), ("video_url", "videos")]
 )
-async def test_other_media_are_refused_by_name(door, kind, media):
+async def test_other_media_are_refused_by_name(api, kind, media):
     content = [{"type": "text", "text": "what is this?"}, {"type": kind, kind: {"url": "https://example.org/x"}}]
-    error = (await door.post({"model": MODEL, "messages": user(content=content)})).json()["error"]
+    error = (await api.post({"model": MODEL, "messages": user(content=content)})).json()["error"]
     assert error["message"] == (
         f"messages[0].content[1].type is '{kind}'; it must be 'text': this server reads no {media}"
     )
@@ -461,14 +457,14 @@ async def test_other_media_are_refused_by_name(door, kind, media):
         ("/v1/rerank", "reranking"),
     ],
 )
-async def test_known_endpoints_that_are_not_there_are_refused_by_name(door, path, what):
-    answer = await door.post({"model": MODEL, "input": "a"}, path)
+async def test_known_endpoints_that_are_not_there_are_refused_by_name(api, path, what):
+    answer = await api.post({"model": MODEL, "input": "a"}, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert answer.json()["error"]["message"].startswith(
         f"this server has no endpoint for {what}; known: POST /v1/chat/"
     )
     with pytest.raises(openai.NotFoundError, match="no endpoint for embeddings"):
-        await door.client.embeddings.create(model=MODEL, input="a")
+        await api.client.embeddings.create(model=MODEL, input="a")
 
 
 @pytest.mark.parametrize(
@@ -482,53 +478,53 @@ async def test_known_endpoints_that_are_not_there_are_refused_by_name(door, path
         ("GET", "/v1/chat/completions", 405),
     ],
 )
-async def test_stored_answers_are_said_not_to_exist(door, method, path, status):
-    answer = await door.http.request(method, path)
+async def test_stored_answers_are_said_not_to_exist(api, method, path, status):
+    answer = await api.http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
     assert answer.json()["error"]["message"].startswith("answers are not stored, so none can be listed, retrieved")
 
 
-async def test_openais_client_is_told_that_answers_are_not_stored(door):
-    responses = door.client.responses
+async def test_openais_client_is_told_that_answers_are_not_stored(api):
+    responses = api.client.responses
     for ask in (responses.retrieve("resp_1"), responses.cancel("resp_1"), responses.delete("resp_1")):
         with pytest.raises(openai.NotFoundError, match="answers are not stored"):
             await ask
     for method, path in (("PUT", "/v1/chat/completions"), ("POST", "/v1/responses/input_tokens")):
-        unknown = (await door.http.request(method, path)).json()["error"]["message"]
+        unknown = (await api.http.request(method, path)).json()["error"]["message"]
         assert unknown.startswith("unknown path or method")
 
 
-async def test_no_target_yet(build, open_door):
-    door = await open_door(await build())
-    for ask in (door.client.models.list(), door.client.completions.create(model=MODEL, prompt="a")):
+async def test_no_target_yet(build, open_http_api):
+    api = await open_http_api(await build())
+    for ask in (api.client.models.list(), api.client.completions.create(model=MODEL, prompt="a")):
         with pytest.raises(openai.InternalServerError) as refused:
             await ask
         assert (refused.value.status_code, refused.value.code) == (503, "target_unavailable")
 
 
-async def test_overload_says_when_to_retry(open_house, open_door):
-    house = await open_house(limits=QueueLimits(max_running=1, max_waiting=0))
-    door = await open_door(house)
-    house.target.pause_after = 1
-    running = asyncio.create_task(door.client.completions.create(model=MODEL, prompt=[1, 2, 3]))
-    await house.settle(lambda: house.target.running == 1)
+async def test_overload_says_when_to_retry(open_stack, open_http_api):
+    stack = await open_stack(limits=QueueLimits(max_running=1, max_waiting=0))
+    api = await open_http_api(stack)
+    stack.target.pause_after = 1
+    running = asyncio.create_task(api.client.completions.create(model=MODEL, prompt=[1, 2, 3]))
+    await stack.settle(lambda: stack.target.running == 1)
     with pytest.raises(openai.RateLimitError) as refused:
-        await door.client.completions.create(model=MODEL, prompt=[1, 2, 3])
+        await api.client.completions.create(model=MODEL, prompt=[1, 2, 3])
     headers = refused.value.response.headers
     assert refused.value.code == "rate_limit_exceeded"
     assert refused.value.body["presift"]["field"] == "waiting_requests"
     assert int(headers["retry-after"]) >= 1 and int(headers["retry-after-ms"]) > 0
-    again = door.client_of("none", max_retries=5)
+    again = api.client_of("none", max_retries=5)
     second = asyncio.create_task(again.completions.create(model=MODEL, prompt=[4, 5]))
     await asyncio.sleep(0.05)
-    house.target.gate.set()
+    stack.target.gate.set()
     await running
     assert (await second).usage.prompt_tokens == 2
 
 
-async def test_a_stream_that_fails_ends_with_an_error(door):
-    door.house.target.die_after = 2
-    stream = await door.client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=5, stream=True)
+async def test_a_stream_that_fails_ends_with_an_error(api):
+    api.stack.target.die_after = 2
+    stream = await api.client.completions.create(model=MODEL, prompt="abcdefg", max_tokens=5, stream=True)
     said = []
     with pytest.raises(openai.APIError) as broken:
         async for chunk in stream:
@@ -537,17 +533,17 @@ async def test_a_stream_that_fails_ends_with_an_error(door):
     assert broken.value.body["presift"]["delivered_tokens"] == "2"
 
 
-async def test_an_error_before_the_first_token_has_its_own_status(door):
+async def test_an_error_before_the_first_token_has_its_own_status(api):
     """Also for a stream, so that clients retry."""
 
     async def fails(context):
         raise TargetUnavailable("gone")
 
     for is_stream in (False, True):
-        door.house.target.faults.extend([fails] * 10)
-        answer = await door.post({"model": MODEL, "prompt": "abc", "stream": is_stream}, "/v1/completions")
+        api.stack.target.faults.extend([fails] * 10)
+        answer = await api.post({"model": MODEL, "prompt": "abc", "stream": is_stream}, "/v1/completions")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "target_unavailable")
-        door.house.target.faults.clear()
+        api.stack.target.faults.clear()
 
 
 def test_the_table_has_every_reason():
@@ -560,12 +556,12 @@ def test_the_table_has_every_reason():
     assert "x-should-retry" not in error_response(ShuttingDown("x")).headers
 
 
-async def test_an_internal_error_quotes_nothing(door, monkeypatch, caplog):
+async def test_an_internal_error_quotes_nothing(api, monkeypatch, caplog):
     def breaks(*args, **kwargs):
         raise RuntimeError("xylo" + "phone")
 
-    monkeypatch.setattr(door.house.pipeline, "generate", breaks)
-    answer = await door.post({"model": MODEL, "prompt": "abc"}, "/v1/completions")
+    monkeypatch.setattr(api.stack.pipeline, "generate", breaks)
+    answer = await api.post({"model": MODEL, "prompt": "abc"}, "/v1/completions")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
     assert "xylophone" not in answer.text + caplog.text and "RuntimeError" in caplog.text
     assert json.loads(answer.text)["error"]["type"] == "server_error"

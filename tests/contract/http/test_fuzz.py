@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ..fakes.house import ALL_ROUTES
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
+from ..fakes.stack import ALL_ROUTES
 
 PARTS = [{"type": "text", "text": "abc", "document": True}, {"type": "text", "text": "why?", "protected": False}]
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
@@ -156,8 +156,8 @@ def places(value):
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_mutated_requests(open_house, open_door, seed):
-    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(seed)
+async def test_mutated_requests(open_stack, open_http_api, seed):
+    api, dice = await open_http_api(await open_stack(routes=ALL_ROUTES)), random.Random(seed)
     statuses = set()
     for _ in range(150):
         path, base = dice.choice(
@@ -170,41 +170,41 @@ async def test_mutated_requests(open_house, open_door, seed):
         given = sorted(ADDED.keys() & body.keys())
         for name in dice.sample(given, min(len(given), dice.choice([0, 0, 5, 12]))):
             del body[name]
-        answer = await door.http.post(f"/v1/{path}", json=body)
+        answer = await api.http.post(f"/v1/{path}", json=body)
         statuses.add(answer.status_code)
         assert answer.status_code in (200, 400, 404), (json.dumps(body)[:2000], answer.text)
         if answer.status_code != 200:
             error = answer.json()["error"]
             assert error["message"] and error["type"] == "invalid_request_error" and len(answer.content) < 8192
     assert statuses >= {200, 400}
-    await door.house.settle(lambda: door.house.server.calls.running == 0 and door.house.admission.running == 0)
+    await api.stack.settle(lambda: api.stack.server.calls.running == 0 and api.stack.admission.running == 0)
 
 
 @pytest.mark.parametrize("path", OTHERS)
-async def test_mutated_requests_of_other_apis(open_house, open_door, path):
-    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(path)
+async def test_mutated_requests_of_other_apis(open_stack, open_http_api, path):
+    api, dice = await open_http_api(await open_stack(routes=ALL_ROUTES)), random.Random(path)
     statuses = set()
     for _ in range(100):
         body = mutated(OTHERS[path], dice)
-        answer = await door.http.post(f"/v1/{path}", json=body)
+        answer = await api.http.post(f"/v1/{path}", json=body)
         statuses.add(answer.status_code)
         assert answer.status_code in (200, 400, 404), (json.dumps(body)[:2000], answer.text)
         if answer.status_code != 200:
             error = answer.json()["error"]
             assert error["message"] and len(answer.content) < 8192
     assert statuses >= {200, 400}
-    await door.house.settle(lambda: door.house.server.calls.running == 0 and door.house.admission.running == 0)
+    await api.stack.settle(lambda: api.stack.server.calls.running == 0 and api.stack.admission.running == 0)
 
 
-async def test_mutated_bytes(open_house, open_door):
-    door, dice = await open_door(await open_house(routes=ALL_ROUTES)), random.Random(5)
+async def test_mutated_bytes(open_stack, open_http_api):
+    api, dice = await open_http_api(await open_stack(routes=ALL_ROUTES)), random.Random(5)
     raw = json.dumps(CHAT).encode()
     for _ in range(150):
         body = bytearray(raw)
         for _ in range(dice.randint(1, 6)):
             body[dice.randrange(len(body))] = dice.randrange(256)
         body = body[: dice.choice([len(body), dice.randrange(len(body))])]
-        answer = await door.http.post(
+        answer = await api.http.post(
             "/v1/chat/completions", content=bytes(body), headers={"content-type": "application/json"}
         )
         assert answer.status_code in (200, 400, 404), (bytes(body), answer.text)

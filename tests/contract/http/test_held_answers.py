@@ -14,8 +14,8 @@ from presift.orchestrator.api.http.reply import Reply
 from presift.orchestrator.pipeline.events import Delta
 from presift.v1 import target_pb2
 
-from ..fakes.openai_door import MODEL
-from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.http_api import MODEL
+from ..fakes.scripted_pipeline import ScriptedHttpApi, decision, report
 from ..fakes.services import model
 
 LIMIT = 2**20
@@ -26,33 +26,33 @@ async def send_nothing(message):
 
 
 @pytest.fixture
-async def door(open_house, open_door, monkeypatch):
+async def api(open_stack, open_http_api, monkeypatch):
     """Its target answers with as many tokens as are wanted, and then waits for its gate. `kept_tokens` is the number of
     those that responses were made of."""
-    house = await open_house(answer_bytes=LIMIT, target=model("target", context_tokens=100_000))
-    house.target.answer = lambda request: [65] * request.sampling.max_new_tokens
-    door, keep = await open_door(house), Answer.add
-    door.kept_tokens = 0
+    stack = await open_stack(answer_bytes=LIMIT, target=model("target", context_tokens=100_000))
+    stack.target.answer = lambda request: [65] * request.sampling.max_new_tokens
+    api, keep = await open_http_api(stack), Answer.add
+    api.kept_tokens = 0
 
     def keeping(answer, delta):
         keep(answer, delta)
-        door.kept_tokens += len(delta.token_ids)
+        api.kept_tokens += len(delta.token_ids)
 
     monkeypatch.setattr(Answer, "add", keeping)
-    return door
+    return api
 
 
 def asked(tokens, **changes):
     return {"model": MODEL, "prompt": [1, 2, 3], "max_tokens": tokens, "temperature": 0} | changes
 
 
-def held(door):
-    return door.house.pipeline.parts.answer_bytes
+def held(api):
+    return api.stack.pipeline.parts.answer_bytes
 
 
-def most_held(door):
+def most_held(api):
     """-> a list with the most bytes that were held at once."""
-    answers, most = held(door), [0]
+    answers, most = held(api), [0]
     count = answers._count
 
     def counting(answer, more):
@@ -63,56 +63,56 @@ def most_held(door):
     return most
 
 
-async def paused(door, tokens, path="/v1/completions", **changes):
+async def paused(api, tokens, path="/v1/completions", **changes):
     """A request of which all tokens are kept, but the target has not sent the end."""
-    door.house.target.pause_after, before = tokens, door.kept_tokens
-    asking = asyncio.create_task(door.post(asked(tokens, **changes), path))
-    await door.house.settle(lambda: door.kept_tokens == before + tokens)
+    api.stack.target.pause_after, before = tokens, api.kept_tokens
+    asking = asyncio.create_task(api.post(asked(tokens, **changes), path))
+    await api.stack.settle(lambda: api.kept_tokens == before + tokens)
     return asking
 
 
-async def test_a_whole_answer_counts_while_it_is_generated(door):
-    asking = await paused(door, 2000)
-    assert 40 * 2000 <= held(door).held <= 200 * 2000
-    door.house.target.gate.set()
+async def test_a_whole_answer_counts_while_it_is_generated(api):
+    asking = await paused(api, 2000)
+    assert 40 * 2000 <= held(api).held <= 200 * 2000
+    api.stack.target.gate.set()
     answer = await asking
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 2000
-    await door.house.settle(lambda: held(door).held == 0)
+    await api.stack.settle(lambda: held(api).held == 0)
 
 
-async def test_the_one_ends_that_asks_for_more_than_there_is(door):
-    first = await paused(door, 5000)
-    kept = held(door).held
+async def test_the_one_ends_that_asks_for_more_than_there_is(api):
+    first = await paused(api, 5000)
+    kept = held(api).held
     assert LIMIT / 2 < kept < LIMIT
-    door.house.target.pause_after = None
-    refused = await door.post(asked(20_000), "/v1/completions")
+    api.stack.target.pause_after = None
+    refused = await api.post(asked(20_000), "/v1/completions")
     error = refused.json()["error"]
     assert (refused.status_code, error["presift"]["field"]) == (429, "unread_answer_bytes")
-    await door.house.settle(lambda: held(door).held == kept)
-    assert (await door.post(asked(10), "/v1/completions")).status_code == 200
-    door.house.target.gate.set()
+    await api.stack.settle(lambda: held(api).held == kept)
+    assert (await api.post(asked(10), "/v1/completions")).status_code == 200
+    api.stack.target.gate.set()
     assert (await first).status_code == 200
 
 
-async def test_an_answer_that_is_alone_may_take_more_than_all_room(door):
-    most = most_held(door)
-    answer = await door.post(asked(20_000), "/v1/completions")
+async def test_an_answer_that_is_alone_may_take_more_than_all_room(api):
+    most = most_held(api)
+    answer = await api.post(asked(20_000), "/v1/completions")
     assert answer.status_code == 200 and most[0] > LIMIT
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_nothing_counts_twice(door, stream):
+async def test_nothing_counts_twice(api, stream):
     """Not where the pipeline hands over what it counted, and not where a response replaces what it was made of. The
     lines of a stream are made while this is still needed."""
-    tokens, most = 500, most_held(door)
+    tokens, most = 500, most_held(api)
 
     def spoil(usage):
         top = [target_pb2.TopLogprob(token_id=each, logprob=-1) for each in range(20)]
         each = target_pb2.TokenLogprob(token_id=1, logprob=-1, top=top)
         usage.prompt_logprobs.extend([each] * tokens)
 
-    door.house.target.spoil = spoil
-    answer = await door.post(asked(1, echo=True, logprobs=20, stream=stream), "/v1/completions")
+    api.stack.target.spoil = spoil
+    answer = await api.post(asked(1, echo=True, logprobs=20, stream=stream), "/v1/completions")
     assert answer.status_code == 200
     content = tokens * (160 + 20 * 136) + (len(answer.content) if stream else 0)
     assert content <= most[0] <= 1.1 * content
@@ -123,25 +123,25 @@ async def test_nothing_counts_twice(door, stream):
     ("path", "changes"),
     [("/v1/responses", {"input": "abc"}), ("/v1/messages", {"messages": [{"role": "user", "content": "abc"}]})],
 )
-async def test_what_other_apis_keep_counts(door, path, changes, stream):
+async def test_what_other_apis_keep_counts(api, path, changes, stream):
     limit = {"max_output_tokens": 1000} if path == "/v1/responses" else {"max_tokens": 1000}
     body = {"model": MODEL, "stream": stream} | changes | limit
-    door.house.target.pause_after = 1000
-    asking = asyncio.create_task(door.post(body, path))
-    await door.house.settle(lambda: held(door).held >= 40 * 990)
-    door.house.target.gate.set()
+    api.stack.target.pause_after = 1000
+    asking = asyncio.create_task(api.post(body, path))
+    await api.stack.settle(lambda: held(api).held >= 40 * 990)
+    api.stack.target.gate.set()
     assert (await asking).status_code == 200
-    await door.house.settle(lambda: held(door).held == 0)
+    await api.stack.settle(lambda: held(api).held == 0)
 
 
-async def test_a_stream_that_must_make_room_ends_with_an_error(door):
+async def test_a_stream_that_must_make_room_ends_with_an_error(api):
     """Of a stream with the prompt's log probabilities nothing is sent before its end."""
-    first = await paused(door, 5000, stream=True, echo=True, logprobs=0)
-    door.house.target.pause_after = None
-    other = asyncio.create_task(door.post(asked(10_000, stream=True, echo=True, logprobs=0), "/v1/completions"))
+    first = await paused(api, 5000, stream=True, echo=True, logprobs=0)
+    api.stack.target.pause_after = None
+    other = asyncio.create_task(api.post(asked(10_000, stream=True, echo=True, logprobs=0), "/v1/completions"))
     refused = await other
     assert refused.status_code == 429 and refused.json()["error"]["presift"]["field"] == "unread_answer_bytes"
-    door.house.target.gate.set()
+    api.stack.target.gate.set()
     assert "[DONE]" in (await first).text
 
 
@@ -151,7 +151,7 @@ async def test_a_stream_keeps_nothing_of_what_it_has_sent(monkeypatch):
     events = [decision(), Delta("ab", (97, 98)), Delta("c", (99,)), report(completion_tokens=3)]
     monkeypatch.setattr("presift.orchestrator.api.http.answers.Answer.add", lambda answer, delta: kept.append(delta))
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = await ScriptedDoor(events).chat(stream=True, logprobs=True, stream_options=options)
+    chunks = await ScriptedHttpApi(events).chat(stream=True, logprobs=True, stream_options=options)
     assert not kept and "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "abc"
     assert [chunk.usage.completion_tokens for chunk in chunks] == [2, 3, 3, 3]
 

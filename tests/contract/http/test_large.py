@@ -19,10 +19,9 @@ from presift.orchestrator.pipeline.events import Delta
 from presift.orchestrator.prompt import tokenizing_limit
 from presift.rpc.large_input import LARGE_BYTES
 
-from ..fakes.doors import ACME, OTHER, shows
-from ..fakes.doors import door as door_of_keys
-from ..fakes.openai_door import MODEL
-from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.api_keys import ACME, OTHER, bearer, key_authenticator
+from ..fakes.http_api import MODEL
+from ..fakes.scripted_pipeline import ScriptedHttpApi, decision, report
 
 CHAT = [{"role": "user", "content": "abcde"}]
 PARTS = [{"type": "text", "text": text} for text in "abc"]
@@ -31,8 +30,8 @@ READ = ("parse_json_object", "validate", "requests_from_body")
 
 
 @pytest.fixture
-async def door(open_house, open_door):
-    return await open_door(await open_house(), max_body_bytes=2**26)
+async def api(open_stack, open_http_api):
+    return await open_http_api(await open_stack(), max_body_bytes=2**26)
 
 
 @pytest.fixture
@@ -50,18 +49,18 @@ def threads(monkeypatch):
     return seen
 
 
-async def test_a_large_body_is_processed_in_another_thread(door, threads):
+async def test_a_large_body_is_processed_in_another_thread(api, threads):
     asked = {"model": MODEL, "messages": CHAT, "max_tokens": 5}
-    assert (await door.post(asked)).status_code == 200
+    assert (await api.post(asked)).status_code == 200
     assert threads == {name: {True} for name in (*READ, "json_bytes")}
     threads.clear()
-    answer = await door.post(asked | {"messages": [{"role": "user", "content": "a" * LARGE_BYTES}]})
+    answer = await api.post(asked | {"messages": [{"role": "user", "content": "a" * LARGE_BYTES}]})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert threads == {name: {False} for name in READ}
 
 
-async def test_an_explanation_is_encoded_in_another_thread(door, threads):
-    answer = await door.post({"model": MODEL, "messages": CHAT, "presift": {"explain": {"span_per_token": True}}})
+async def test_an_explanation_is_encoded_in_another_thread(api, threads):
+    answer = await api.post({"model": MODEL, "messages": CHAT, "presift": {"explain": {"span_per_token": True}}})
     assert answer.json()["presift"]["explanation"]["spans"]
     assert threads["json_bytes"] == {False}
 
@@ -109,9 +108,9 @@ def test_only_a_few_of_many_errors_are_built(change):
         ({"protected_spans": [{"start": 0, "end": 1}] * 16_385}, "presift.protected_spans"),
     ],
 )
-async def test_options_are_bounded_before_they_are_converted(door, monkeypatch, options, param):
+async def test_options_are_bounded_before_they_are_converted(api, monkeypatch, options, param):
     monkeypatch.setattr(endpoints, "requests_from_body", None)
-    error = (await door.post({"model": MODEL, "prompt": [1], "presift": options}, "/v1/completions")).json()["error"]
+    error = (await api.post({"model": MODEL, "prompt": [1], "presift": options}, "/v1/completions")).json()["error"]
     assert (error["param"], error["code"]) == (param, "invalid_value"), error
 
 
@@ -136,60 +135,60 @@ def test_commas_and_brackets_within_strings_do_not_count():
 class Uploads:
     """Connections on which a part of a body has arrived."""
 
-    def __init__(self, door):
-        self.door, self.exit = door, AsyncExitStack()
+    def __init__(self, api):
+        self.api, self.exit = api, AsyncExitStack()
 
     async def begin(self, sent, length, key="none"):
         """-> the connection's reader, once `sent` bytes of a body of `length` were taken, or refused."""
-        host, _, port = self.door.address.rpartition(":")
+        host, _, port = self.api.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         self.exit.callback(writer.close)
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}"
-        before = self.door.house.server.calls.request_bytes
+        before = self.api.stack.server.calls.request_bytes
         writer.write(f"{head}\r\nauthorization: Bearer {key}\r\n\r\n".encode() + b" " * sent)
         arrived = asyncio.create_task(reader.readline())
-        held = self.door.house.server.calls
-        await self.door.house.settle(lambda: arrived.done() or held.request_bytes >= before + sent)
+        held = self.api.stack.server.calls
+        await self.api.stack.settle(lambda: arrived.done() or held.request_bytes >= before + sent)
         return writer, arrived
 
 
-async def test_the_bytes_of_bodies_that_arrive_are_bounded(open_house, open_door):
-    house = await open_house(received_bytes=3 * 2**19)
-    door = await open_door(house)
-    uploads, half = Uploads(door), 2**19
+async def test_the_bytes_of_bodies_that_arrive_are_bounded(open_stack, open_http_api):
+    stack = await open_stack(received_bytes=3 * 2**19)
+    api = await open_http_api(stack)
+    uploads, half = Uploads(api), 2**19
     async with uploads.exit:
         first, arrived = await uploads.begin(half, 2 * half)
         _, other = await uploads.begin(half, 2 * half)
         assert not arrived.done() and not other.done()
         body = {"model": "other", "prompt": "a" * half}  # once it is read, the model is unknown
-        refused = await door.post(body, "/v1/completions")
+        refused = await api.post(body, "/v1/completions")
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (429, "rate_limit_exceeded")
         assert (error["presift"]["field"], error["presift"]["limit"]) == ("received_bytes", f"<= {3 * half}")
         assert 3 * half < int(error["presift"]["value"]) <= 3 * half + 2**17 and refused.headers["retry-after"] == "1"
-        assert (await door.post(body | {"prompt": "abc"}, "/v1/completions")).status_code == 404
+        assert (await api.post(body | {"prompt": "abc"}, "/v1/completions")).status_code == 404
         first.close()
-        await house.settle(lambda: house.server.calls.request_bytes == half)
-        assert (await door.post(body, "/v1/completions")).status_code == 404
-    await house.settle(lambda: house.server.calls.request_bytes == 0)
+        await stack.settle(lambda: stack.server.calls.request_bytes == half)
+        assert (await api.post(body, "/v1/completions")).status_code == 404
+    await stack.settle(lambda: stack.server.calls.request_bytes == 0)
 
 
-async def test_a_tenant_has_a_share_of_them(open_house, open_door):
+async def test_a_tenant_has_a_share_of_them(open_stack, open_http_api):
     """Before, twelve bodies of 32 MiB without their last byte held all of their bytes, whatever the tenant's limits."""
-    keeper = door_of_keys()
-    house = await open_house(auth_interceptors=(AuthInterceptor(keeper),), received_bytes=2**22)
-    door = await open_door(house, authenticator=keeper, key=ACME)
-    uploads, share = Uploads(door), 2**20
+    keeper = key_authenticator()
+    stack = await open_stack(auth_interceptors=(AuthInterceptor(keeper),), received_bytes=2**22)
+    api = await open_http_api(stack, authenticator=keeper, key=ACME)
+    uploads, share = Uploads(api), 2**20
     async with uploads.exit:
         _, arrived = await uploads.begin(share - 1000, share, ACME)
         assert not arrived.done()
         _, refused = await uploads.begin(share - 1000, share, ACME)
         assert b"429" in await asyncio.wait_for(refused, 20)
         asked = {"model": MODEL, "prompt": "a" * 2000, "max_tokens": 1}
-        answer = await door.post(asked, "/v1/completions", **dict(shows(ACME)))
+        answer = await api.post(asked, "/v1/completions", **dict(bearer(ACME)))
         error = answer.json()["error"]["presift"]
         assert (error["field"], error["limit"]) == ("received_bytes of the tenant", f"<= {share}")
-        answer = await door.post(asked | {"prompt": "abc"}, "/v1/completions", **dict(shows(OTHER)))
+        answer = await api.post(asked | {"prompt": "abc"}, "/v1/completions", **dict(bearer(OTHER)))
         assert answer.status_code == 200
 
 
@@ -204,15 +203,15 @@ async def test_a_long_prompt_that_comes_late_in_a_stream_is_rendered_in_another_
         return lines
 
     monkeypatch.setattr(reply.Reply, "event_lines", noting)
-    door = ScriptedDoor([decision(), Delta("", (97,)), Delta("a", (98,)), report()])
-    await door.text("a" * LARGE_BYTES, echo=True, stream=True, max_tokens=tokens)
+    api = ScriptedHttpApi([decision(), Delta("", (97,)), Delta("a", (98,)), report()])
+    await api.text("a" * LARGE_BYTES, echo=True, stream=True, max_tokens=tokens)
     assert [in_loop for is_large, in_loop in rendered if is_large] == [False]
     assert all(in_loop for is_large, in_loop in rendered if not is_large)
 
 
 async def test_token_ids_become_text_within_the_tokenizers_limit(monkeypatch):
-    door = ScriptedDoor([decision(), Delta("a", (97,)), report()])
-    limit, sizes = door.pipeline.parts.tokenizer.limit, []
+    api = ScriptedHttpApi([decision(), Delta("a", (97,)), report()])
+    limit, sizes = api.pipeline.parts.tokenizer.limit, []
     run = limit.run
 
     async def noting(decode, size):
@@ -221,13 +220,13 @@ async def test_token_ids_become_text_within_the_tokenizers_limit(monkeypatch):
 
     monkeypatch.setattr(limit, "run", noting)
     prompt = [97] * 20_000
-    assert len((await door.text(prompt, echo=True)).choices[0].text) == 20_001
+    assert len((await api.text(prompt, echo=True)).choices[0].text) == 20_001
     assert sizes == [20_000]
-    await door.text(prompt, extra_body={"return_token_ids": True})
+    await api.text(prompt, extra_body={"return_token_ids": True})
     assert sizes == [20_000], "the text is not shown"
     monkeypatch.setattr(tokenizing_limit, "MAX_TEXT_BYTES", 19_999)
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.text(prompt, echo=True)
+        await api.text(prompt, echo=True)
     error = refused.value.body
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     assert error["presift"]["limit"] == "at most 19999, with echo"

@@ -14,7 +14,7 @@ from presift.core.generation import FinishReason, Grammar, GrammarKind
 from presift.orchestrator.api.http.schema import MAX_IGNORED
 from presift.orchestrator.pipeline.events import Delta
 
-from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.scripted_pipeline import ScriptedHttpApi, decision, report
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("add", "multiply")
@@ -45,7 +45,7 @@ def accumulated(chunks):
 
 
 async def test_tool_calls():
-    answer = await ScriptedDoor(CALLED).chat(tools=TOOLS)
+    answer = await ScriptedHttpApi(CALLED).chat(tools=TOOLS)
     (choice,) = answer.choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", "I add. ")
     calls = [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls]
@@ -53,12 +53,12 @@ async def test_tool_calls():
 
 
 async def test_tool_calls_without_a_text_have_no_content():
-    answer = await ScriptedDoor([decision(), *CALLED[2:]]).chat(tools=TOOLS)
+    answer = await ScriptedHttpApi([decision(), *CALLED[2:]]).chat(tools=TOOLS)
     assert answer.choices[0].message.content is None and len(answer.choices[0].message.tool_calls) == 2
 
 
 async def test_streamed_tool_calls():
-    chunks = await ScriptedDoor(CALLED).chat(tools=TOOLS, stream=True)
+    chunks = await ScriptedHttpApi(CALLED).chat(tools=TOOLS, stream=True)
     deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
     assert [(each.index, each.id, each.type) for each in deltas] == [
         (0, "call_1", "function"), (0, None, None), (1, "call_2", "function"),
@@ -81,9 +81,9 @@ CHOICES = {
 @pytest.mark.parametrize(("choice", "wanted", "function", "shown"), CHOICES.values(), ids=CHOICES)
 async def test_tool_choices(choice, wanted, function, shown):
     """The prompt shows the tools that may be called, as SGLang's server does."""
-    door = ScriptedDoor(CALLED)
-    await door.chat(tools=TOOLS, **({} if choice is None else {"tool_choice": choice}), parallel_tool_calls=False)
-    request = door.request
+    api = ScriptedHttpApi(CALLED)
+    await api.chat(tools=TOOLS, **({} if choice is None else {"tool_choice": choice}), parallel_tool_calls=False)
+    request = api.request
     shown_json, separated = request.prompt.tools_json, request.answer_format
     assert separated == AnswerFormat(shown_json, wanted, function, single_call=bool(shown), separate_reasoning=True)
     assert [json.loads(tool)["function"]["name"] for tool in request.prompt.tools_json] == shown
@@ -92,13 +92,13 @@ async def test_tool_choices(choice, wanted, function, shown):
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 @pytest.mark.parametrize(("kind", "ignored"), [("json_object", ["response_format"]), ("text", None)])
 async def test_a_forced_call_wins_over_a_format(choice, kind, ignored):
-    door = ScriptedDoor(CALLED)
-    answer = await door.chat(tools=TOOLS, tool_choice=choice, response_format={"type": kind})
-    assert door.request.sampling.grammar is None and answer.presift.get("ignored") == ignored
+    api = ScriptedHttpApi(CALLED)
+    answer = await api.chat(tools=TOOLS, tool_choice=choice, response_format={"type": kind})
+    assert api.request.sampling.grammar is None and answer.presift.get("ignored") == ignored
 
 
 async def test_reasoning():
-    answer = await ScriptedDoor(REASONED).chat()
+    answer = await ScriptedHttpApi(REASONED).chat()
     message = answer.choices[0].message
     assert (message.reasoning_content, message.content) == ("let me think", "four")
     assert answer.usage.completion_tokens_details.reasoning_tokens == 2
@@ -106,8 +106,8 @@ async def test_reasoning():
 
 @pytest.mark.parametrize(("in_pieces", "pieces"), [(True, ["let me ", "think"]), (False, ["let me think"])])
 async def test_streamed_reasoning(in_pieces, pieces):
-    door = ScriptedDoor(REASONED)
-    chunks = await door.chat(stream=True, extra_body={"stream_reasoning": in_pieces})
+    api = ScriptedHttpApi(REASONED)
+    chunks = await api.chat(stream=True, extra_body={"stream_reasoning": in_pieces})
     deltas = [chunk.choices[0].delta for chunk in chunks]
     seen = [delta.reasoning_content for delta in deltas if getattr(delta, "reasoning_content", None)]
     assert seen == pieces
@@ -116,9 +116,9 @@ async def test_streamed_reasoning(in_pieces, pieces):
 
 
 async def test_reasoning_may_stay_in_the_text():
-    door = ScriptedDoor(REASONED)
-    await door.chat(extra_body={"separate_reasoning": False})
-    assert door.request.answer_format == AnswerFormat()
+    api = ScriptedHttpApi(REASONED)
+    await api.chat(extra_body={"separate_reasoning": False})
+    assert api.request.answer_format == AnswerFormat()
 
 
 LIKELY = (TokenLogprob(226, -0.5, ((226, -0.5), (98, -1.5))), TokenLogprob(0, float("-inf")))
@@ -126,37 +126,37 @@ LIKELY = (TokenLogprob(226, -0.5, ((226, -0.5), (98, -1.5))), TokenLogprob(0, fl
 
 async def test_log_probabilities_of_a_chat():
     events = [decision(), Delta("x", (226, 0), logprobs=LIKELY), report()]
-    door = ScriptedDoor(events)
-    whole = await door.chat(logprobs=True, top_logprobs=2)
-    assert door.request.sampling.top_logprobs == 2
+    api = ScriptedHttpApi(events)
+    whole = await api.chat(logprobs=True, top_logprobs=2)
+    assert api.request.sampling.top_logprobs == 2
     first, second = whole.choices[0].logprobs.content
     byte = bytes(first.bytes)
     assert len(byte) == 1 and byte[0] >= 0x80 and first.token == "\ufffd", "a part of a character, with its true byte"
     assert (first.logprob, [top.logprob for top in first.top_logprobs]) == (-0.5, [-0.5, -1.5])
     assert second.logprob == -9999.0
-    chunks = await door.chat(logprobs=True, stream=True)
+    chunks = await api.chat(logprobs=True, stream=True)
     streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
     assert [token.bytes for token in streamed] == [first.bytes, second.bytes]
-    assert door.request.sampling.top_logprobs == 0
+    assert api.request.sampling.top_logprobs == 0
 
 
 async def test_no_log_probabilities_unless_requested():
     events = [decision(), Delta("x", (7, 8)), report()]
-    whole = await ScriptedDoor(events).chat()
+    whole = await ScriptedHttpApi(events).chat()
     assert whole.choices[0].logprobs is None
-    assert (await ScriptedDoor(events).text()).choices[0].logprobs is None
+    assert (await ScriptedHttpApi(events).text()).choices[0].logprobs is None
 
 
 def ids(text):
     return SimpleNamespace(
-        ids=ScriptedDoor([]).pipeline.parts.tokenizer.backend.encode(text, add_special_tokens=False).ids
+        ids=ScriptedHttpApi([]).pipeline.parts.tokenizer.backend.encode(text, add_special_tokens=False).ids
     ).ids
 
 
 async def test_log_probabilities_of_a_text():
     tokens = tuple(TokenLogprob(each, -1.0, ((each, -1.0), (0, -2.0))) for each in ids("é!"))
-    door = ScriptedDoor([decision(), Delta("é!", tuple(ids("é!")), logprobs=tokens), report(completion_tokens=3)])
-    found = (await door.text(logprobs=2)).choices[0].logprobs
+    api = ScriptedHttpApi([decision(), Delta("é!", tuple(ids("é!")), logprobs=tokens), report(completion_tokens=3)])
+    found = (await api.text(logprobs=2)).choices[0].logprobs
     assert found.tokens == ["bytes:\\xc3", "bytes:\\xa9", "!"] and found.text_offset == [0, 0, 1]
     assert found.token_logprobs == [-1.0] * 3 and found.top_logprobs[2]["!"] == -1.0
 
@@ -170,10 +170,10 @@ async def test_an_echo_with_log_probabilities(is_stream, max_tokens, text, count
     """What evaluation harnesses ask for: the log-likelihood of a prompt. No token is generated for `max_tokens` 0."""
     answered = tuple(TokenLogprob(each, -3.0) for each in ids("xy"))
     events = [decision(), Delta("xy", tuple(ids("xy")), logprobs=answered), report(prompt_logprobs=PROMPT)]
-    door = ScriptedDoor(events)
+    api = ScriptedHttpApi(events)
     more = {"stream_options": {"include_usage": True}} if is_stream else {}
-    answer = await door.text("abc", echo=True, logprobs=1, max_tokens=max_tokens, stream=is_stream, **more)
-    assert door.request.sampling.prompt_logprobs and door.request.sampling.max_new_tokens == max(1, max_tokens)
+    answer = await api.text("abc", echo=True, logprobs=1, max_tokens=max_tokens, stream=is_stream, **more)
+    assert api.request.sampling.prompt_logprobs and api.request.sampling.max_new_tokens == max(1, max_tokens)
     (shown, *_), usage = (answer, answer[-1].usage) if is_stream else ([answer], answer.usage)
     choice = shown.choices[0]
     assert choice.text == text and "".join(choice.logprobs.tokens) == text
@@ -186,10 +186,10 @@ async def test_an_echo_with_log_probabilities(is_stream, max_tokens, text, count
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("prompt", ["abc", ids("abc")])
 async def test_an_echo(prompt, is_stream):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), Delta("y", (2,)), report()])
-    answer = await door.text(prompt, echo=True, stream=is_stream)
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), Delta("y", (2,)), report()])
+    answer = await api.text(prompt, echo=True, stream=is_stream)
     texts = [chunk.choices[0].text for chunk in answer] if is_stream else [answer.choices[0].text]
-    assert "".join(texts) == "abcxy" and not door.request.sampling.prompt_logprobs
+    assert "".join(texts) == "abcxy" and not api.request.sampling.prompt_logprobs
 
 
 TWO = [
@@ -203,13 +203,13 @@ TWO = [
 
 
 async def test_two_answers():
-    door = ScriptedDoor(TWO)
-    answer = await door.chat(n=2)
-    assert door.request.choices == 2
+    api = ScriptedHttpApi(TWO)
+    answer = await api.chat(n=2)
+    assert api.request.choices == 2
     assert [(choice.index, choice.message.content) for choice in answer.choices] == [(0, "ab"), (1, "x")]
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 3)
     assert [each["usage"]["completion_tokens"] for each in answer.presift["answers"]] == [2, 1]
-    chunks = await door.chat(n=2, stream=True)
+    chunks = await api.chat(n=2, stream=True)
     assert [message.message.content for message in accumulated(chunks).choices] == ["ab", "x"]
     ends = [(c.choices[0].index, c.choices[0].finish_reason) for c in chunks if c.choices[0].finish_reason]
     assert ends == [(1, "stop"), (0, "stop")] and [hasattr(chunk, "presift") for chunk in chunks][-2:] == [False, True]
@@ -233,13 +233,13 @@ PROMPTS = {"texts": ["p"] * 12, "lists of ids": [[1, 2]] * 12}
 
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 async def test_several_prompts(prompts):
-    door = ScriptedDoor(spelled)
-    answer = await door.text(prompts, n=2)
+    api = ScriptedHttpApi(spelled)
+    answer = await api.text(prompts, n=2)
     assert "".join(choice.text for choice in answer.choices) == "aAbBcCdDeEfFgGhHiIjJkKlL"
     assert [choice.index for choice in answer.choices] == list(range(24))
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (sum(range(1, 13)), 24)
-    assert 1 < door.pipeline.most_at_once <= 8 and len(answer.presift["answers"]) == 24
-    chunks = await door.text(prompts, n=2, stream=True, stream_options={"include_usage": True})
+    assert 1 < api.pipeline.most_at_once <= 8 and len(answer.presift["answers"]) == 24
+    chunks = await api.text(prompts, n=2, stream=True, stream_options={"include_usage": True})
     texts = {}
     for chunk in chunks[:-1]:
         choice = chunk.choices[0]
@@ -249,39 +249,39 @@ async def test_several_prompts(prompts):
 
 
 async def test_one_failing_prompt_fails_the_call():
-    door = ScriptedDoor(lambda number: [decision(), TargetUnavailable("gone")] if number == 3 else spelled(number))
+    api = ScriptedHttpApi(lambda number: [decision(), TargetUnavailable("gone")] if number == 3 else spelled(number))
     with pytest.raises(openai.InternalServerError):
-        await door.text(["p"] * 12)
-    assert door.pipeline.running == 0 and len(door.pipeline.requests) < 12
+        await api.text(["p"] * 12)
+    assert api.pipeline.running == 0 and len(api.pipeline.requests) < 12
 
 
 async def test_usage_in_every_chunk():
-    door = ScriptedDoor([decision(), Delta("a", (1,)), Delta("b", (2,)), report(completion_tokens=3)])
+    api = ScriptedHttpApi([decision(), Delta("a", (1,)), Delta("b", (2,)), report(completion_tokens=3)])
     options = {"include_usage": True, "continuous_usage_stats": True}
-    chunks = await door.text(stream=True, stream_options=options)
+    chunks = await api.text(stream=True, stream_options=options)
     assert [chunk.usage.completion_tokens for chunk in chunks] == [1, 2, 3, 3]
     assert {chunk.usage.prompt_tokens for chunk in chunks} == {3}
 
 
 async def test_token_ids_of_prompt_and_answer():
-    door = ScriptedDoor([decision(), Delta("xy", (5, 6)), report()])
+    api = ScriptedHttpApi([decision(), Delta("xy", (5, 6)), report()])
     extra = {"return_token_ids": True}
-    whole = await door.text("abc", extra_body=extra)
+    whole = await api.text("abc", extra_body=extra)
     assert (whole.choices[0].token_ids, whole.choices[0].prompt_token_ids) == ([5, 6], ids("abc"))
-    first, last = await door.text("abc", stream=True, extra_body=extra)
+    first, last = await api.text("abc", stream=True, extra_body=extra)
     assert (first.choices[0].token_ids, first.choices[0].prompt_token_ids) == ([5, 6], ids("abc"))
     assert not hasattr(last.choices[0], "prompt_token_ids")
 
 
 async def test_ignored_parameters_are_named():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
     messages = [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}], "weight": 1}]
     extra = {"temprature": 1, "priority": 3, "spaces_between_special_tokens": True, "user": "me", "other": None}
-    answer = await door.chat(messages=messages, extra_body=extra)
+    answer = await api.chat(messages=messages, extra_body=extra)
     assert answer.presift["ignored"] == ["priority", "temprature", "messages.weight", "messages.content.cache_control"]
-    chunks = await door.chat(messages=messages, extra_body=extra, stream=True)
+    chunks = await api.chat(messages=messages, extra_body=extra, stream=True)
     assert chunks[-1].presift["ignored"] == answer.presift["ignored"]
-    answer = await door.chat(extra_body={f"key {number}" * 20: 1 for number in range(1000)})
+    answer = await api.chat(extra_body={f"key {number}" * 20: 1 for number in range(1000)})
     assert len(answer.presift["ignored"]) == 32 and {len(name) for name in answer.presift["ignored"]} == {64}
 
 
@@ -318,34 +318,34 @@ GRAMMARS = {
 
 @pytest.mark.parametrize(("asked", "kind", "text"), GRAMMARS.values(), ids=GRAMMARS)
 async def test_grammars(asked, kind, text):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    for ask in (door.chat, door.text):
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    for ask in (api.chat, api.text):
         await ask(extra_body=asked)
-        assert door.request.sampling.grammar == Grammar(GrammarKind(kind), text)
+        assert api.request.sampling.grammar == Grammar(GrammarKind(kind), text)
 
 
 async def test_extensions_at_the_top_mean_what_they_mean_to_sglang_and_vllm():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
     extra = {"top_k": 7, "min_p": 0.5, "repetition_penalty": 1.5, "min_tokens": 2, "stop_token_ids": [9],
              "ignore_eos": True, "skip_special_tokens": False}  # fmt: skip
     standard = {"presence_penalty": 1, "frequency_penalty": -1, "logit_bias": {"5": 3}, "seed": -1, "max_tokens": 9}
-    for ask in (door.chat, door.text):
+    for ask in (api.chat, api.text):
         await ask(**standard, extra_body=extra)
-        sampling = door.request.sampling
+        sampling = api.request.sampling
         assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (7, 0.5, 1.5)
         assert (sampling.min_new_tokens, sampling.stop_token_ids, sampling.ignore_eos) == (2, (9,), True)
         assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias) == (1, -1, {5: 3})
         assert sampling.keep_special_tokens and sampling.seed is None
         await ask(extra_body={"top_k": -1, "repetition_penalty": 1.0, "stop_token_ids": None, "priority": 0})
-        assert door.request.sampling.top_k is None and not door.request.sampling.keep_special_tokens
+        assert api.request.sampling.top_k is None and not api.request.sampling.keep_special_tokens
 
 
 @pytest.mark.parametrize(("options", "migrates"), [({}, False), ({"migrate": True}, True), ({"migrate": False}, False)])
 async def test_migrate_reaches_the_request(options, migrates):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    for ask in (door.chat, door.text):
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    for ask in (api.chat, api.text):
         await ask(extra_body={"presift": options})
-        assert door.request.migrate is migrates
+        assert api.request.migrate is migrates
 
 
 THINKING = {
@@ -366,35 +366,35 @@ THINKING = {
 
 @pytest.mark.parametrize(("asked", "template", "variables"), THINKING.values(), ids=THINKING)
 async def test_reasoning_is_switched_by_the_templates_variables(asked, template, variables):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()], template_variables=frozenset(template))
-    answer = await door.chat(extra_body=asked)
-    given = door.request.prompt.template_kwargs_json
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()], template_variables=frozenset(template))
+    answer = await api.chat(extra_body=asked)
+    given = api.request.prompt.template_kwargs_json
     assert (json.loads(given) if given else {}) == variables
     is_noted = asked.get("reasoning_effort") == "low" and "reasoning_effort" not in template
     assert answer.presift.get("ignored", []) == (["reasoning_effort"] if is_noted else [])
 
 
 async def test_nothing_asked_of_a_variable_that_the_template_lacks_is_named():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()], template_variables=frozenset({"thinking"}))
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()], template_variables=frozenset({"thinking"}))
     asked = {"thinking": False, "enable_thinking": False, "style": None, "custom": 0}
-    answer = await door.chat(extra_body={"chat_template_kwargs": asked})
-    assert json.loads(door.request.prompt.template_kwargs_json) == {"thinking": False, "custom": 0}
+    answer = await api.chat(extra_body={"chat_template_kwargs": asked})
+    assert json.loads(api.request.prompt.template_kwargs_json) == {"thinking": False, "custom": 0}
     assert answer.presift["ignored"] == ["chat_template_kwargs.enable_thinking", "chat_template_kwargs.style"]
-    answer = await door.chat(extra_body={"chat_template_kwargs": dict.fromkeys(map(str, range(100)), False)})
+    answer = await api.chat(extra_body={"chat_template_kwargs": dict.fromkeys(map(str, range(100)), False)})
     assert len(answer.presift["ignored"]) == MAX_IGNORED
 
 
 @pytest.mark.parametrize("asked", [{"enable_thinking": True}, {"reasoning_effort": "high"}])
 async def test_reasoning_that_the_template_cannot_switch_is_refused(asked):
     with pytest.raises(openai.BadRequestError) as refused:
-        await ScriptedDoor([decision(), report()]).chat(extra_body=asked)
+        await ScriptedHttpApi([decision(), report()]).chat(extra_body=asked)
     assert refused.value.param in asked
 
 
 async def test_history_may_have_all_that_answers_have():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
     called = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
-    answer = await door.chat(
+    answer = await api.chat(
         messages=[
             {"role": "Developer", "content": [{"type": "input_text", "text": "Be brief."}]},
             {"role": "user", "content": ["a", {"type": "text", "text": "b"}], "name": "me", "tool_calls": None},
@@ -411,7 +411,7 @@ async def test_history_may_have_all_that_answers_have():
             {"role": "user", "content": "?"},
         ]
     )  # fmt: skip
-    messages = door.request.prompt.messages
+    messages = api.request.prompt.messages
     assert [message.role for message in messages][:4] == ["system", "user", "assistant", "tool"]
     assert [message.text for message in messages] == [
         "Be brief.",
@@ -432,21 +432,21 @@ async def test_history_may_have_all_that_answers_have():
 
 
 async def test_an_answer_may_continue_a_message():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    await door.chat(messages=messages, extra_body={"continue_final_message": True, "add_generation_prompt": False})
-    assert door.request.prompt.continue_final_message
+    await api.chat(messages=messages, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    assert api.request.prompt.continue_final_message
 
 
 async def test_without_a_model_the_target_answers():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    answer = await door.http.post("/v1/completions", json={"prompt": "a", "best_of": 1, "suffix": ""})
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    answer = await api.http.post("/v1/completions", json={"prompt": "a", "best_of": 1, "suffix": ""})
     assert answer.json()["model"] == "target"
 
 
 async def test_stream_options_of_a_whole_answer_ask_for_nothing():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    answer = await door.text(stream_options={"include_usage": True})
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    answer = await api.text(stream_options={"include_usage": True})
     assert answer.usage.completion_tokens == 2 and "ignored" not in answer.presift
-    answer = await door.text(stream_options={"include_obfuscation": True})
+    answer = await api.text(stream_options={"include_obfuscation": True})
     assert answer.presift["ignored"] == ["stream_options.include_obfuscation"]

@@ -9,8 +9,8 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.docs import ENDPOINTS
 from presift.orchestrator.config.settings import OrchestratorSettings
 
-from ..fakes.doors import ACME, door
-from ..fakes.openai_door import MODEL
+from ..fakes.api_keys import ACME, key_authenticator
+from ..fakes.http_api import MODEL
 
 PAGE, ELSEWHERE = "https://app.example.com", "https://elsewhere.example"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "abcde"}], "max_tokens": 5}
@@ -25,42 +25,42 @@ def settings(*flags):
 
 
 @pytest.fixture
-async def keyed(house, open_door):
-    return await open_door(house, authenticator=door(), key=ACME, origins=[PAGE])
+async def keyed(stack, open_http_api):
+    return await open_http_api(stack, authenticator=key_authenticator(), key=ACME, origins=[PAGE])
 
 
-async def asks(door, origin, **headers):
-    return await door.http.post("/v1/chat/completions", json=CHAT, headers={"origin": origin, **headers})
+async def asks(api, origin, **headers):
+    return await api.http.post("/v1/chat/completions", json=CHAT, headers={"origin": origin, **headers})
 
 
-async def test_a_page_of_a_listed_origin_may_call(house, open_door):
-    door = await open_door(house, origins=[PAGE, "http://localhost:3000"])
+async def test_a_page_of_a_listed_origin_may_call(stack, open_http_api):
+    api = await open_http_api(stack, origins=[PAGE, "http://localhost:3000"])
     for origin in (PAGE, "http://localhost:3000"):
-        preflight = await door.http.options("/v1/chat/completions", headers={"origin": origin} | PREFLIGHT)
+        preflight = await api.http.options("/v1/chat/completions", headers={"origin": origin} | PREFLIGHT)
         assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == origin
         assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
-        answer = await asks(door, origin)
+        answer = await asks(api, origin)
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin
         assert "presift-decision" in answer.headers["access-control-expose-headers"]
         assert "access-control-allow-credentials" not in answer.headers
-        invalid = await door.http.post("/v1/completions", json={}, headers={"origin": origin})
+        invalid = await api.http.post("/v1/completions", json={}, headers={"origin": origin})
         assert invalid.status_code == 400 and invalid.headers["access-control-allow-origin"] == origin
-    from_a_command = await door.post(CHAT)
+    from_a_command = await api.post(CHAT)
     assert from_a_command.status_code == 200 and "access-control-allow-origin" not in from_a_command.headers
 
 
 @pytest.mark.parametrize(
     "origin", [ELSEWHERE, "null", PAGE + ".evil.example", PAGE + ":8443", "http://app.example.com"]
 )
-async def test_other_pages_may_not(house, open_door, origin):
-    door = await open_door(house, origins=[PAGE])
-    preflight = await door.http.options("/v1/chat/completions", headers={"origin": origin} | PREFLIGHT)
+async def test_other_pages_may_not(stack, open_http_api, origin):
+    api = await open_http_api(stack, origins=[PAGE])
+    preflight = await api.http.options("/v1/chat/completions", headers={"origin": origin} | PREFLIGHT)
     assert preflight.status_code == 400 and "access-control-allow-origin" not in preflight.headers
-    answer = await asks(door, origin)
+    answer = await asks(api, origin)
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
     assert "http_origins" in answer.json()["error"]["message"]
-    assert "access-control-allow-origin" not in answer.headers and house.target.calls == []
-    two = await door.http.post("/v1/chat/completions", json=CHAT, headers=[("origin", PAGE), ("origin", origin)])
+    assert "access-control-allow-origin" not in answer.headers and stack.target.calls == []
+    two = await api.http.post("/v1/chat/completions", json=CHAT, headers=[("origin", PAGE), ("origin", origin)])
     assert two.status_code == 403
 
 
@@ -74,11 +74,11 @@ async def test_with_keys_a_listed_page_needs_one_too(keyed):
     assert elsewhere.status_code == 200 and "access-control-allow-origin" not in elsewhere.headers
 
 
-async def test_by_default_there_is_no_cors(house, open_door):
-    door = await open_door(house)
-    preflight = await door.http.options("/v1/chat/completions", headers={"origin": PAGE} | PREFLIGHT)
+async def test_by_default_there_is_no_cors(stack, open_http_api):
+    api = await open_http_api(stack)
+    preflight = await api.http.options("/v1/chat/completions", headers={"origin": PAGE} | PREFLIGHT)
     assert preflight.status_code == 405
-    answer = await asks(door, PAGE)
+    answer = await asks(api, PAGE)
     assert answer.status_code == 403 and not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -123,16 +123,16 @@ async def test_the_api_describes_itself_without_a_key(keyed):
     assert "max_prompt_tokens" in page.text and "max_completion_tokens" in page.text
 
 
-async def test_every_route_is_described(house, open_door):
-    app = (await open_door(house)).app
+async def test_every_route_is_described(stack, open_http_api):
+    app = (await open_http_api(stack)).app
     routes = {(method, route.path.replace(":path", "")) for route in app.routes for method in route.methods - {"HEAD"}}
     pages = {("GET", "/docs"), ("GET", "/openapi.json")}
     assert {(each.method, each.path) for each in ENDPOINTS} == routes - pages
 
 
-async def test_the_document_is_complete(house, open_door):
+async def test_the_document_is_complete(stack, open_http_api):
     """Every reference has its schema, and every parameter of a body is there with what is refused."""
-    document = (await (await open_door(house)).http.get("/openapi.json")).json()
+    document = (await (await open_http_api(stack)).http.get("/openapi.json")).json()
     schemas, text = document["components"]["schemas"], json.dumps(document)
     referred = {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert referred <= schemas.keys()
@@ -147,7 +147,7 @@ async def test_the_document_is_complete(house, open_door):
     assert document["paths"]["/health"]["get"]["security"] == []
 
 
-async def test_the_pages_can_be_turned_off(house, open_door):
-    door = await open_door(house, has_docs=False)
-    assert (await door.http.get("/docs")).status_code == (await door.http.get("/openapi.json")).status_code == 404
+async def test_the_pages_can_be_turned_off(stack, open_http_api):
+    api = await open_http_api(stack, has_docs=False)
+    assert (await api.http.get("/docs")).status_code == (await api.http.get("/openapi.json")).status_code == 404
     assert settings("--no-http-docs").http_docs is False and settings().http_docs is True

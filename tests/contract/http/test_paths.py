@@ -5,7 +5,7 @@ import pytest
 
 from presift.orchestrator.api.http.paths import MAX_CHARACTERS, UNSUPPORTED, canonical_path
 
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "abcde"}], "max_tokens": 5}
 NAMES = {"chat", "completions", "models"}
@@ -39,8 +39,8 @@ def test_a_path_has_one_form(path, canonical):
 
 
 @pytest.fixture
-async def door(house, open_door):
-    return await open_door(house)
+async def api(stack, open_http_api):
+    return await open_http_api(stack)
 
 
 PATHS = [
@@ -49,26 +49,26 @@ PATHS = [
 ]
 
 
-async def test_every_form_reaches_the_endpoint_and_is_counted_as_one_route(door, telemetry):
+async def test_every_form_reaches_the_endpoint_and_is_counted_as_one_route(api, telemetry):
     before = telemetry.total("presift.http.replies", http_route="/v1/chat/completions", status="200")
     for path in PATHS:
-        answer = await door.http.post(f"{door.url}{path}", json=CHAT)
+        answer = await api.http.post(f"{api.url}{path}", json=CHAT)
         assert answer.status_code == 200 and answer.history == [], path
     counted = telemetry.total("presift.http.replies", http_route="/v1/chat/completions", status="200")
     assert counted == before + len(PATHS)
     assert {span.name for span in telemetry.spans if span.name.startswith("POST ")} == {"POST /v1/chat/completions"}
-    assert (await door.http.get("/health/")).status_code == (await door.http.get("/models/")).status_code == 200
+    assert (await api.http.get("/health/")).status_code == (await api.http.get("/models/")).status_code == 200
 
 
 @pytest.mark.parametrize("base", ["", "/", "/v1", "/v1/", "//v1", "/v1/v1"])
-async def test_openais_client_with_any_base_url(door, base):
-    client = openai.AsyncOpenAI(base_url=f"{door.url}{base}", api_key="none", max_retries=0)
+async def test_openais_client_with_any_base_url(api, base):
+    client = openai.AsyncOpenAI(base_url=f"{api.url}{base}", api_key="none", max_retries=0)
     async with client:
         answer = await client.chat.completions.create(**CHAT)
         assert answer.choices[0].message.content
         assert (await client.models.retrieve(MODEL)).id == MODEL
 
 
-async def test_no_name_of_a_missing_endpoint_hides_one_that_is_there(door):
-    served = {route.path.split("/")[2] for route in door.app.routes if route.path.startswith("/v1/")}
+async def test_no_name_of_a_missing_endpoint_hides_one_that_is_there(api):
+    served = {route.path.split("/")[2] for route in api.app.routes if route.path.startswith("/v1/")}
     assert not served & UNSUPPORTED.keys()

@@ -14,10 +14,10 @@ import httpx
 import openai
 import pytest
 
+from ..fakes.api_keys import ACME, ENTRIES
 from ..fakes.authority import Authority
-from ..fakes.behind import engine, services_behind
-from ..fakes.doors import ACME, ENTRIES
-from ..fakes.house import LOCAL
+from ..fakes.fake_services import engine, services_behind
+from ..fakes.stack import LOCAL
 
 TOKEN_IDS = {"presift": {"token_ids": True, "sampling": {"ignore_eos": True}}}
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ..fakes.house import ALL_ROUTES
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
+from ..fakes.stack import ALL_ROUTES
 
 REPORTED = {
     "renewals": 3,
@@ -25,20 +25,20 @@ BODIES = {
 
 
 @pytest.fixture
-async def door(open_house, open_door):
-    house = await open_house(routes=ALL_ROUTES)
+async def api(open_stack, open_http_api):
+    stack = await open_stack(routes=ALL_ROUTES)
 
     def report(usage):
         for name, value in REPORTED.items():
             setattr(usage, name, value)
 
-    house.target.spoil = report
-    return await open_door(house)
+    stack.target.spoil = report
+    return await open_http_api(stack)
 
 
-async def last_presift(door, path, body):
+async def last_presift(api, path, body):
     """The last `presift` object of a reply, which has the usage."""
-    answer = await door.http.post(path, json=body, headers={"anthropic-version": "2023-06-01"})
+    answer = await api.http.post(path, json=body, headers={"anthropic-version": "2023-06-01"})
     assert answer.status_code == 200, answer.text
     if not body["stream"]:
         return answer.json()["presift"]
@@ -49,14 +49,14 @@ async def last_presift(door, path, body):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", BODIES)
-async def test_renewals_reach_the_caller(door, path, stream):
+async def test_renewals_reach_the_caller(api, path, stream):
     body = BODIES[path] | {"stream": stream, "presift": {"route": "spec_kv"}}
-    usage = (await last_presift(door, path, body))["usage"]
+    usage = (await last_presift(api, path, body))["usage"]
     assert {name: usage.get(name) for name in REPORTED} == REPORTED
 
 
-async def test_without_renewals_the_counts_are_zero(door):
-    door.house.target.spoil = lambda usage: None
+async def test_without_renewals_the_counts_are_zero(api):
+    api.stack.target.spoil = lambda usage: None
     body = CHAT | {"stream": False, "presift": {"route": "spec_kv"}}
-    usage = (await last_presift(door, "/v1/chat/completions", body))["usage"]
+    usage = (await last_presift(api, "/v1/chat/completions", body))["usage"]
     assert {name: usage[name] for name in REPORTED if name in usage} == dict.fromkeys(list(REPORTED)[:-1], 0)

@@ -7,9 +7,9 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from ..fakes.house import ALL_ROUTES
-from ..fakes.openai_door import MODEL
+from ..fakes.http_api import MODEL
 from ..fakes.scripted import call, can_restrict, says, shows_calls
+from ..fakes.stack import ALL_ROUTES
 
 RENDERED = "<system>Be brief.</system><user>abcde</user><assistant>"
 ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True, "description": "adds"}
@@ -17,22 +17,22 @@ EVENT = TypeAdapter(ResponseStreamEvent)
 
 
 @pytest.fixture
-async def door(build, open_door):
-    house = await build(routes=ALL_ROUTES)
-    can_restrict(house.target)
-    return await open_door(await house.connect())
+async def api(build, open_http_api):
+    stack = await build(routes=ALL_ROUTES)
+    can_restrict(stack.target)
+    return await open_http_api(await stack.connect())
 
 
-async def whole(door, **body):
+async def whole(api, **body):
     """A response that OpenAI's model accepts without guessing."""
-    answer = await door.client.responses.create(model=MODEL, **body)
+    answer = await api.client.responses.create(model=MODEL, **body)
     Response.model_validate(answer.model_dump(by_alias=True))
     return answer
 
 
-async def streamed(door, **body):
+async def streamed(api, **body):
     """The events of a stream, each as OpenAI's models have it."""
-    events = [event async for event in await door.client.responses.create(model=MODEL, stream=True, **body)]
+    events = [event async for event in await api.client.responses.create(model=MODEL, stream=True, **body)]
     for event in events:
         EVENT.validate_python(event.model_dump(by_alias=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -43,8 +43,8 @@ def kinds(events):
     return [event.type.removeprefix("response.") for event in events]
 
 
-async def test_a_text(door):
-    answer = await whole(door, input="abcde", instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"})
+async def test_a_text(api):
+    answer = await whole(api, input="abcde", instructions="Be brief.", max_output_tokens=5, metadata={"a": "b"})
     assert answer.id.startswith("resp_") and answer.model == "target" and answer.object == "response"
     assert answer.output_text == RENDERED[::-1][:5]
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
@@ -55,9 +55,9 @@ async def test_a_text(door):
     assert answer.presift["decision"]["route"] == "full"
 
 
-async def test_a_text_in_a_stream(door):
-    says(door.house.target, "Hel", "lo")
-    events = await streamed(door, input="abcde", instructions="Be brief.")
+async def test_a_text_in_a_stream(api):
+    says(api.stack.target, "Hel", "lo")
+    events = await streamed(api, input="abcde", instructions="Be brief.")
     assert kinds(events) == [
         *("created", "in_progress", "output_item.added", "content_part.added"),
         *("output_text.delta", "output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
@@ -69,23 +69,23 @@ async def test_a_text_in_a_stream(door):
     assert {event.item_id for event in events if hasattr(event, "item_id")} == {final.output[0].id}
 
 
-async def test_the_clients_own_accumulation(door):
-    says(door.house.target, "Hel", "lo", call(0, id="c1", name="add", arguments='{"a": 1}'))
-    async with door.client.responses.stream(model=MODEL, input="abcde", tools=[ADD]) as stream:
+async def test_the_clients_own_accumulation(api):
+    says(api.stack.target, "Hel", "lo", call(0, id="c1", name="add", arguments='{"a": 1}'))
+    async with api.client.responses.stream(model=MODEL, input="abcde", tools=[ADD]) as stream:
         final = await stream.get_final_response()
     assert final.output_text == "Hello"
     assert final.output[1].parsed_arguments == {"a": 1}
 
 
-async def test_reasoning_text_and_two_calls(door):
+async def test_reasoning_text_and_two_calls(api):
     pieces = [
         *(("reasoning", "Let me "), ("reasoning", "see."), "\n\n"),
         *(call(0, id="c1", name="add"), call(0, arguments='{"a":'), call(0, arguments="1}")),
         *(call(1, id="c2", name="add", arguments="{}"), "Done."),
     ]
-    says(door.house.target, *pieces, reasoning_tokens=2)
+    says(api.stack.target, *pieces, reasoning_tokens=2)
     request = {"input": "abcde", "tools": [ADD], "tool_choice": "auto"}
-    answer, events = await whole(door, **request), await streamed(door, **request)
+    answer, events = await whole(api, **request), await streamed(api, **request)
     for each in (answer, events[-1].response):
         reasoning, first, second, text = each.output
         assert reasoning.content[0].text == "Let me see." and reasoning.summary == []
@@ -101,41 +101,41 @@ async def test_reasoning_text_and_two_calls(door):
     ]
 
 
-async def test_a_loop_of_tools_comes_back_as_it_was(door):
-    shows_calls(door.house)
-    says(door.house.target, call(0, id="c1", name="add", arguments='{"a": 1}'))
+async def test_a_loop_of_tools_comes_back_as_it_was(api):
+    shows_calls(api.stack)
+    says(api.stack.target, call(0, id="c1", name="add", arguments='{"a": 1}'))
     history = [{"role": "user", "content": "abcde"}]
-    answer = await whole(door, input=history, tools=[ADD])
+    answer = await whole(api, input=history, tools=[ADD])
     history += [item.model_dump() for item in answer.output]
     history.append({"type": "function_call_output", "call_id": "c1", "output": "2"})
-    says(door.house.target, "It is 2.")
-    answer = await whole(door, input=history, tools=[ADD])
+    says(api.stack.target, "It is 2.")
+    answer = await whole(api, input=history, tools=[ADD])
     assert answer.output_text == "It is 2."
     history += [item.model_dump(exclude_none=True) for item in answer.output]
     history.append({"role": "user", "content": [{"type": "input_text", "text": "Thanks", "protected": True}]})
-    await whole(door, input=history, tools=[ADD])
-    read = door.house.tokenizer.backend.decode(list(door.house.target.calls[-1].token_ids))
+    await whole(api, input=history, tools=[ADD])
+    read = api.stack.tokenizer.backend.decode(list(api.stack.target.calls[-1].token_ids))
     assert '<call>add{"a": 1}</call>' in read
     for text in ("<user>abcde</user>", "<tool>2</tool>", "<assistant>It is 2.</assistant>", "<user>Thanks</user>"):
         assert text in read
 
 
-async def test_an_answer_without_text_has_an_empty_message(door):
-    says(door.house.target)
-    answer = await whole(door, input="abcde")
+async def test_an_answer_without_text_has_an_empty_message(api):
+    says(api.stack.target)
+    answer = await whole(api, input="abcde")
     assert answer.output[0].type == "message" and answer.output_text == ""
 
 
-async def test_presift_options_work_here(door):
+async def test_presift_options_work_here(api):
     long = "".join(chr(97 + i % 26) for i in range(100))
     items = [{"role": "user", "content": long}, {"role": "user", "content": [{"type": "input_text", "text": "why?"}]}]
     presift = {"route": "spec_pc", "documents": [{"message": 0}], "budget": {"max_prompt_tokens": 120}}
-    raw = await door.client.responses.with_raw_response.create(
+    raw = await api.client.responses.with_raw_response.create(
         model=MODEL, instructions="Be brief.", input=items, max_output_tokens=3, extra_body={"presift": presift}
     )
     assert json.loads(raw.headers["presift-decision"])["route"] == "spec_pc"
     assert raw.parse().presift["decision"]["kept_tokens"] <= 120
-    explained = await whole(door, input=long, extra_body={"presift": {"explain": True}})
+    explained = await whole(api, input=long, extra_body={"presift": {"explain": True}})
     assert explained.output == [] and explained.presift["explanation"]
 
 
@@ -177,21 +177,21 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "param"), REFUSED.values(), ids=REFUSED)
-async def test_what_is_refused_is_named(door, body, param):
+async def test_what_is_refused_is_named(api, body, param):
     with pytest.raises(openai.BadRequestError) as refused:
-        await door.client.responses.create(**{"model": MODEL, "input": "abc", **body})
+        await api.client.responses.create(**{"model": MODEL, "input": "abc", **body})
     assert refused.value.body["param"] == param
-    assert door.house.target.calls == []
+    assert api.stack.target.calls == []
 
 
-async def test_an_unknown_model(door):
+async def test_an_unknown_model(api):
     with pytest.raises(openai.NotFoundError):
-        await door.client.responses.create(model="other", input="a")
+        await api.client.responses.create(model="other", input="a")
 
 
-async def test_neutral_values_are_accepted(door):
+async def test_neutral_values_are_accepted(api):
     await whole(
-        door,
+        api,
         input=[{"type": "message", "role": "developer", "content": "a"}, {"role": "user", "content": "b"}],
         background=False,
         include=["reasoning.encrypted_content"],
@@ -212,48 +212,48 @@ async def test_neutral_values_are_accepted(door):
     )
 
 
-async def test_what_is_asked_reaches_the_target(door):
+async def test_what_is_asked_reaches_the_target(api):
     schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
-    await whole(door, input="a", text={"format": schema}, extra_body={"top_k": 3, "colour": 1, "min_p": 0.5})
-    sampling = door.house.target.calls[-1].sampling
+    await whole(api, input="a", text={"format": schema}, extra_body={"top_k": 3, "colour": 1, "min_p": 0.5})
+    sampling = api.stack.target.calls[-1].sampling
     assert sampling.json_schema == '{"type": "object"}' and sampling.top_k == 3 and sampling.min_p == 0.5
-    answer = await whole(door, input="a", extra_body={"colour": 1})
+    answer = await whole(api, input="a", extra_body={"colour": 1})
     assert answer.presift["ignored"] == ["colour"]
-    await whole(door, input="a", tools=[ADD], tool_choice={"type": "function", "name": "add"})
-    asked = door.house.target.calls[-1].format
+    await whole(api, input="a", tools=[ADD], tool_choice={"type": "function", "name": "add"})
+    asked = api.stack.target.calls[-1].format
     assert asked.function == "add" and "adds" in asked.tools_json[0]
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
-async def test_a_forced_call_wins_over_a_format(door, choice):
+async def test_a_forced_call_wins_over_a_format(api, choice):
     """instructor's RESPONSES_TOOLS sends both."""
     answer = await whole(
-        door, input="a", tools=[ADD], tool_choice=choice, text={"format": {"type": "json_object"}, "verbosity": None}
+        api, input="a", tools=[ADD], tool_choice=choice, text={"format": {"type": "json_object"}, "verbosity": None}
     )
     assert answer.presift["ignored"] == ["text.format"]
-    asked = door.house.target.calls[-1]
+    asked = api.stack.target.calls[-1]
     assert asked.format.tool_choice > 1 and not asked.sampling.json_schema
 
 
-async def test_a_stream_that_fails_says_so(door):
-    door.house.target.die_after = 2
-    events = await streamed(door, input="abcde", max_output_tokens=5)
+async def test_a_stream_that_fails_says_so(api):
+    api.stack.target.die_after = 2
+    events = await streamed(api, input="abcde", max_output_tokens=5)
     error, failed = events[-2:]
     assert (error.type, failed.type) == ("error", "response.failed")
     assert failed.response.status == "failed" and failed.response.error.code == "server_error"
     assert failed.response.output[0].status == "incomplete"
 
 
-async def test_an_error_before_the_first_token_has_its_status(door):
-    door.house.target.die_after = None
+async def test_an_error_before_the_first_token_has_its_status(api):
+    api.stack.target.die_after = None
     with pytest.raises(openai.APIStatusError) as refused:
-        await door.client.responses.create(
+        await api.client.responses.create(
             model=MODEL, input="a", stream=True, extra_headers={"presift-timeout-s": "nope"}
         )
     assert refused.value.status_code == 400
 
 
-async def test_the_context_cuts_max_output_tokens(door):
-    answer = await whole(door, input="abc", max_output_tokens=128_000)
-    asked = door.house.target.calls[-1]
+async def test_the_context_cuts_max_output_tokens(api):
+    answer = await whole(api, input="abc", max_output_tokens=128_000)
+    asked = api.stack.target.calls[-1]
     assert asked.sampling.max_new_tokens == 400 - len(asked.token_ids) and answer.output_text

@@ -11,21 +11,21 @@ from presift.core.errors import InvalidRequest
 from presift.orchestrator.api.http.app import open_http
 from presift.orchestrator.config.settings import OrchestratorSettings
 
-from ..fakes.doors import ACME, door
-from ..fakes.openai_door import MODEL
+from ..fakes.api_keys import ACME, key_authenticator
+from ..fakes.http_api import MODEL
 
 ASKED = {"model": MODEL, "prompt": "abc", "max_tokens": 3, "stream": True}
 PAGE = "https://app.example.com"
 
 
 @pytest.fixture
-async def opened(house):
+async def opened(stack):
     """flags -> a client of the HTTP API that these settings open."""
     servers, clients = [], []
 
     async def opened(*flags, authenticator=None):
         settings = OrchestratorSettings(_cli_parse_args=["--http-listen", "127.0.0.1:0", *flags])
-        servers.append(open_http(settings, house.pipeline, authenticator, house.server))
+        servers.append(open_http(settings, stack.pipeline, authenticator, stack.server))
         clients.append(httpx.AsyncClient(base_url=f"http://{await servers[-1].start()}", timeout=60))
         return clients[-1]
 
@@ -39,10 +39,10 @@ async def late(context):
     await asyncio.sleep(0.4)
 
 
-async def test_comments_in_silent_streams(house, opened):
+async def test_comments_in_silent_streams(stack, opened):
     for flags, has_comments in (((), False), (("--http-keepalive-comment-s", "0.05"), True)):
         http = await opened(*flags)
-        house.target.faults.append(late)
+        stack.target.faults.append(late)
         answer = await http.post("/v1/completions", json=ASKED)
         assert answer.text.endswith("data: [DONE]\n\n") and (": waiting" in answer.text) == has_comments
 
@@ -67,12 +67,12 @@ async def test_origins_and_pages(opened):
         ("POST", "/v1/detokenize"),
     ],
 )
-async def test_a_rebound_page_is_refused_everywhere(house, opened, method, path):
+async def test_a_rebound_page_is_refused_everywhere(stack, opened, method, path):
     """DNS rebinding: to the browser the page's request has the same origin, so it has no Origin header."""
     http = await opened()
     answer = await http.request(method, path, json=ASKED if method == "POST" else None, headers={"host": "evil.test"})
     assert answer.status_code == 403, answer.text
-    assert "http_hosts" in str(answer.json()["error"]) and house.target.calls == []
+    assert "http_hosts" in str(answer.json()["error"]) and stack.target.calls == []
     assert (await http.get("/health", headers={"host": "evil.test"})).status_code == 200
 
 
@@ -92,7 +92,7 @@ async def test_real_clients_are_answered(opened, host):
 
 async def test_with_keys_any_name_is_answered(opened):
     """Who has no key is refused anyway, and a key is for a service with a name."""
-    http = await opened(authenticator=door())
+    http = await opened(authenticator=key_authenticator())
     headers = {"host": "presift.example.com", "authorization": f"Bearer {ACME}"}
     assert (await http.get("/v1/models", headers=headers)).status_code == 200
 
@@ -103,11 +103,11 @@ def test_what_is_no_host_name_is_refused_at_start(flag):
         OrchestratorSettings(_cli_parse_args=["--http-hosts", flag])
 
 
-def test_any_origin_without_keys_ends_the_start(house):
+def test_any_origin_without_keys_ends_the_start(stack):
     with pytest.raises(InvalidRequest, match="http_origins"):
         open_http(
             OrchestratorSettings(_cli_parse_args=["--http-listen", "127.0.0.1:0", "--http-origins", "*"]),
-            house.pipeline,
+            stack.pipeline,
             None,
-            house.server,
+            stack.server,
         )

@@ -17,7 +17,7 @@ from presift.orchestrator.api.http.schema import ChatBody, CompletionBody
 from presift.orchestrator.api.http.unsupported import NEUTRAL, NOTED, WITHOUT_EFFECT, neutral_values
 from presift.orchestrator.pipeline.events import Delta
 
-from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.scripted_pipeline import ScriptedHttpApi, decision, report
 
 CARRIED_OUT_BY_BOTH = {
     *(
@@ -92,16 +92,16 @@ def test_every_parameter_is_decided(name):
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
 async def test_parameters_that_are_not_carried_out_are_refused_by_name(name):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    for ask, body in ((door.chat, ChatBody), (door.text, CompletionBody)):
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    for ask, body in ((api.chat, ChatBody), (api.text, CompletionBody)):
         if name in body.model_fields:
             continue
         for value in neutral_values(name, NEUTRAL[name]):
             await ask(extra_body={name: value})
-        count = len(door.pipeline.requests)
+        count = len(api.pipeline.requests)
         with pytest.raises(openai.BadRequestError) as refused:
             await ask(extra_body={name: {"asks": "something"}})
-        assert refused.value.param == name and len(door.pipeline.requests) == count
+        assert refused.value.param == name and len(api.pipeline.requests) == count
 
 
 EMPTY_AT_BOTH = {
@@ -118,29 +118,29 @@ EMPTY_AT_BOTH = {
 @pytest.mark.parametrize("name", sorted(EMPTY_AT_BOTH))
 async def test_what_is_empty_asks_for_nothing(name):
     """Frameworks send the empty values of their own settings."""
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    for ask in (door.chat, door.text):
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    for ask in (api.chat, api.text):
         await ask(extra_body={name: EMPTY_AT_BOTH[name]})
-    assert all(request.sampling.grammar is None and not request.sampling.stop for request in door.pipeline.requests)
-    assert len(door.pipeline.requests) == 2
+    assert all(request.sampling.grammar is None and not request.sampling.stop for request in api.pipeline.requests)
+    assert len(api.pipeline.requests) == 2
 
 
 async def test_an_empty_effort_asks_for_nothing_and_an_empty_search_for_one():
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    await door.chat(extra_body={"reasoning_effort": "", "verbosity": "medium", "audio": {}, "input_ids": []})
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    await api.chat(extra_body={"reasoning_effort": "", "verbosity": "medium", "audio": {}, "input_ids": []})
     with pytest.raises(openai.BadRequestError, match="web_search_options"):
-        await door.chat(extra_body={"web_search_options": {}})
+        await api.chat(extra_body={"web_search_options": {}})
 
 
 @pytest.mark.parametrize("length", [2**31, 2**32, 2**63 - 1, 10**300, 1e300, "99999999999", 7.0])
 async def test_an_answers_length_is_an_upper_bound(length):
     """The largest number of a client's language means no limit; at every endpoint."""
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
     most = min(int(length), 2**32 - 1)
-    for ask, names in ((door.chat, ("max_tokens", "max_completion_tokens")), (door.text, ("max_tokens",))):
+    for ask, names in ((api.chat, ("max_tokens", "max_completion_tokens")), (api.text, ("max_tokens",))):
         for name in names:
             await ask(extra_body={name: length})
-            assert door.pipeline.requests[-1].sampling.max_new_tokens == most
+            assert api.pipeline.requests[-1].sampling.max_new_tokens == most
     for kind, name in ((ResponsesBody, "max_output_tokens"), (MessagesBody, "max_tokens")):
         rest = {"input": "a"} if kind is ResponsesBody else {"messages": [{"role": "user", "content": "a"}]}
         assert getattr(kind.model_validate({"model": "m", **rest, name: length}), name) == most

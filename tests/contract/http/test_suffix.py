@@ -5,44 +5,44 @@ import pytest
 from presift.core.plan import Route
 from presift.orchestrator.pipeline.events import Delta
 
-from ..fakes.scripted_pipeline import ScriptedDoor, decision, report
+from ..fakes.scripted_pipeline import ScriptedHttpApi, decision, report
 
 QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 DEEPSEEK = ("<\uff5cfim▁begin\uff5c>", "<\uff5cfim▁hole\uff5c>", "<\uff5cfim▁end\uff5c>")
 ASK = {"prompt": "def f():", "suffix": "return x"}
 
 
-def door_of(tokens):
-    door = ScriptedDoor([decision(), Delta("x", (1,)), report()])
-    door.pipeline.parts.tokenizer.backend.add_special_tokens(list(tokens))
-    return door
+def api_of(tokens):
+    api = ScriptedHttpApi([decision(), Delta("x", (1,)), report()])
+    api.pipeline.parts.tokenizer.backend.add_special_tokens(list(tokens))
+    return api
 
 
-async def post(door, body):
-    return await door.http.post("/v1/completions", json=body)
+async def post(api, body):
+    return await api.http.post("/v1/completions", json=body)
 
 
 @pytest.mark.parametrize("tokens", [QWEN, ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), DEEPSEEK])
 async def test_the_prompt_has_the_models_own_tokens(tokens):
-    door = door_of(tokens)
+    api = api_of(tokens)
     before, between, after = tokens
-    assert (await post(door, ASK)).json()["choices"][0]["text"] == "x"
-    assert door.request.prompt.text == f"{before}def f():{between}return x{after}"
-    assert door.request.route is Route.FULL
+    assert (await post(api, ASK)).json()["choices"][0]["text"] == "x"
+    assert api.request.prompt.text == f"{before}def f():{between}return x{after}"
+    assert api.request.route is Route.FULL
 
 
 async def test_several_prompts_and_an_empty_one():
-    door = door_of(QWEN)
-    assert (await post(door, ASK | {"prompt": ["a", ""], "presift": {"route": "full"}})).status_code == 200
-    texts = {request.prompt.text for request in door.pipeline.requests}
+    api = api_of(QWEN)
+    assert (await post(api, ASK | {"prompt": ["a", ""], "presift": {"route": "full"}})).status_code == 200
+    texts = {request.prompt.text for request in api.pipeline.requests}
     assert texts == {f"<|fim_prefix|>{text}<|fim_suffix|>return x<|fim_middle|>" for text in ("a", "")}
 
 
 @pytest.mark.parametrize("suffix", ["", None])
 async def test_an_empty_suffix_asks_for_nothing(suffix):
-    door = door_of(())
-    assert (await post(door, ASK | {"suffix": suffix, "echo": True})).status_code == 200
-    assert door.request.prompt.text == "def f():" and door.request.route is None
+    api = api_of(())
+    assert (await post(api, ASK | {"suffix": suffix, "echo": True})).status_code == 200
+    assert api.request.prompt.text == "def f():" and api.request.route is None
 
 
 REFUSED = {
@@ -58,7 +58,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("tokens", "change", "param"), REFUSED.values(), ids=REFUSED)
 async def test_what_cannot_be_filled_in_is_refused(tokens, change, param):
-    door = door_of(tokens)
-    answer = await post(door, ASK | change)
+    api = api_of(tokens)
+    answer = await post(api, ASK | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    assert door.pipeline.requests == []
+    assert api.pipeline.requests == []

@@ -156,18 +156,18 @@ def authority(tmp_path):
     return Authority(tmp_path / "ours")
 
 
-@pytest.mark.parametrize("names", [{"identities": ["orchestrator.house"]}, {"common_name": "orchestrator.house"}])
+@pytest.mark.parametrize("names", [{"identities": ["orchestrator.stack"]}, {"common_name": "orchestrator.stack"}])
 async def test_an_allowed_name_is_accepted(guard, authority, names):
-    guarded = await guard(None, ["other.house", "orchestrator.house"], tls=authority.pair(HOST).files())
+    guarded = await guard(None, ["other.stack", "orchestrator.stack"], tls=authority.pair(HOST).files())
     caller = authority.pair(*names.get("identities", []), common_name=names.get("common_name"))
     await guarded.stub(Peer(caller.files())).GetInfo(INFO)
     assert guarded.servicer.came_in == 1
 
 
 async def test_another_name_of_the_same_authority_does_not(guard, authority):
-    guarded = await guard(None, ["orchestrator.house"], tls=authority.pair(HOST).files())
+    guarded = await guard(None, ["orchestrator.stack"], tls=authority.pair(HOST).files())
     # The common name is only looked at where there is no other: it is the weaker word.
-    caller = authority.pair("draft.house", common_name="orchestrator.house")
+    caller = authority.pair("draft.stack", common_name="orchestrator.stack")
     channel = guarded.channel(Peer(caller.files()))
     stub = target_pb2_grpc.TargetServiceStub(channel)
     assert await refusal_of(stub.GetInfo(INFO)) == "PERMISSION_DENIED"
@@ -181,8 +181,8 @@ async def test_another_name_of_the_same_authority_does_not(guard, authority):
 
 async def test_where_both_are_asked_both_are_needed(guard, authority):
     tls = authority.pair(HOST).files()
-    guarded = await guard(fixed_tokens("service_token", TOKEN), ["orchestrator.house"], tls=tls)
-    ours, other = authority.pair("orchestrator.house").files(), authority.pair("draft.house").files()
+    guarded = await guard(fixed_tokens("service_token", TOKEN), ["orchestrator.stack"], tls=tls)
+    ours, other = authority.pair("orchestrator.stack").files(), authority.pair("draft.stack").files()
     token = fixed_tokens("service_token", TOKEN)
     await guarded.stub(Peer(ours, tokens=token)).GetInfo(INFO)
     assert await refusal_of(guarded.stub(Peer(ours)).GetInfo(INFO)) == "UNAUTHENTICATED"
@@ -193,8 +193,8 @@ async def test_where_both_are_asked_both_are_needed(guard, authority):
 async def test_a_disconnect_cancels_the_call(guard, authority):
     """Through TLS, the check of names and the check of tokens."""
     token = fixed_tokens("service_token", TOKEN)
-    guarded = await guard(token, ["orchestrator.house"], tls=authority.pair(HOST).files())
-    stub = guarded.stub(Peer(authority.pair("orchestrator.house").files(), tokens=token))
+    guarded = await guard(token, ["orchestrator.stack"], tls=authority.pair(HOST).files())
+    stub = guarded.stub(Peer(authority.pair("orchestrator.stack").files(), tokens=token))
     stream = stub.Generate(GENERATE)
     await stream.read()
     stream.cancel()
@@ -215,11 +215,11 @@ async def test_a_disconnect_cancels_the_call(guard, authority):
 
 
 @pytest.mark.parametrize("error", [Unauthenticated("no service token"), PermissionDenied("no name that may call")])
-async def test_a_peer_that_refuses_the_orchestrator_is_no_fault_of_its_caller(house, error):
+async def test_a_peer_that_refuses_the_orchestrator_is_no_fault_of_its_caller(stack, error):
     """Its own key is in order: a draft's refusal costs the compression, a target's is unavailability."""
-    house.draft.faults.append(raises(error))
-    answer = await house.ask(list(range(100, 200)))
+    stack.draft.faults.append(raises(error))
+    answer = await stack.ask(list(range(100, 200)))
     assert (answer.route, answer.reason) == ("FULL", "DRAFT_UNAVAILABLE")
-    house.target.faults.append(raises(error))
-    refusal = await house.refused([5, 6, 7])
+    stack.target.faults.append(raises(error))
+    refusal = await stack.refused([5, 6, 7])
     assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "TARGET_UNAVAILABLE")

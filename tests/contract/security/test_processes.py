@@ -27,7 +27,7 @@ from ..fakes.authority import NAMES, Authority
 from ..fakes.services import FakeDraft, FakeTarget, model
 
 TOKEN, OTHER = "xylophone-xylophone", "glockenspiel-glockenspiel"
-HOST, NAME = "127.0.0.1", "orchestrator.house"
+HOST, NAME = "127.0.0.1", "orchestrator.stack"
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ class Behind:
     def _server(self, authority):
         guard = CallerInterceptor(fixed_tokens("service_token", TOKEN), [NAME])
         return GrpcServer(
-            ServerOptions(f"{HOST}:0", tls=authority.pair("inner.house").files()), [], auth_interceptors=[guard]
+            ServerOptions(f"{HOST}:0", tls=authority.pair("inner.stack").files()), [], auth_interceptors=[guard]
         )
 
     async def start(self):
@@ -91,7 +91,7 @@ class Behind:
         addresses = [
             f"--{name}-address={HOST}:{port}" for name, port in zip(("draft", "target"), self.ports, strict=True)
         ]
-        return [*addresses, "--no-calibrate", "--compress-above-tokens=32", "--peer-name-override=inner.house"]
+        return [*addresses, "--no-calibrate", "--compress-above-tokens=32", "--peer-name-override=inner.stack"]
 
     async def stop(self):
         self.draft.gate.set()
@@ -138,7 +138,7 @@ async def test_tls_on_every_hop(start, authority, behind, tmp_path):
 
 async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, authority, behind):
     process = await start(
-        *("orchestrator", *behind.flags(), *authority.pair("other.house").peer_flags()),
+        *("orchestrator", *behind.flags(), *authority.pair("other.stack").peer_flags()),
         PRESIFT_ORCHESTRATOR_SERVICE_TOKEN=OTHER,
     )
     log = b""

@@ -21,7 +21,7 @@ PROMPT, CAPACITY = list(range(10, 30)), 8
 STAGES, DURATION = "presift.target.stage.duration", "gen_ai.server.request.duration"
 
 
-class House:
+class Stack:
     """A target over the echo engine, and its stub."""
 
     async def start(self, engine):
@@ -60,15 +60,15 @@ class House:
 
 @pytest.fixture
 async def start():
-    houses = []
+    stacks = []
 
     async def start(**options):
-        houses.append(await House().start(EchoEngine(**options)))
-        return houses[-1]
+        stacks.append(await Stack().start(EchoEngine(**options)))
+        return stacks[-1]
 
     yield start
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
 
 
 def stages_of(telemetry):
@@ -79,8 +79,8 @@ def stages_of(telemetry):
 
 
 async def test_an_answer_has_stages(start, telemetry):
-    house, before = await start(), telemetry.total(STAGES)
-    await house.ask()
+    stack, before = await start(), telemetry.total(STAGES)
+    await stack.ask()
     assert stages_of(telemetry) == [("prefill", False), ("decode", False)]
     server = next(span for span in telemetry.spans if span.kind is SpanKind.SERVER)
     prefill, decode = (next(span for span in telemetry.spans if span.name == name) for name in ("prefill", "decode"))
@@ -144,23 +144,23 @@ def test_what_the_engine_reports_of_kv_is_in_the_usage():
 
 
 async def test_an_entry_that_is_found_was_not_selected_again(start, telemetry):
-    house = await start()
-    assert not (await house.ask(kv=True)).reused_entry
+    stack = await start()
+    assert not (await stack.ask(kv=True)).reused_entry
     assert [name for name, _ in stages_of(telemetry)] == ["prefill", "score", "publish", "decode"]
     telemetry.forget_spans()
-    assert (await house.ask(kv=True)).reused_entry
+    assert (await stack.ask(kv=True)).reused_entry
     assert [name for name, _ in stages_of(telemetry)] == ["prefill", "decode"]
 
 
 async def test_tokens_are_counted_as_they_were_got(start, telemetry):
-    house, kinds = await start(), ("prefilled", "cached", "generated")
+    stack, kinds = await start(), ("prefilled", "cached", "generated")
 
     def told():
         return [telemetry.total("presift.target.tokens", kind=kind) for kind in kinds]
 
     async def more(**options):
         before = told()
-        await house.ask(**options)
+        await stack.ask(**options)
         return [now - old for now, old in zip(told(), before, strict=True)]
 
     assert await more() == [20, 0, 3]
@@ -168,33 +168,33 @@ async def test_tokens_are_counted_as_they_were_got(start, telemetry):
     assert await more(kv=True) == [1, 19, 3]
     assert await more(kv=True) == [1, CAPACITY, 3]  # the entry stands for the others
     before = told()
-    await house.stub.Prefill(target_pb2.PrefillRequest(token_ids=range(50, 60)))
+    await stack.stub.Prefill(target_pb2.PrefillRequest(token_ids=range(50, 60)))
     assert told()[0] == before[0] + 10
 
 
 async def test_renewals_and_accepted_tokens_are_counted(start, telemetry, monkeypatch):
-    house, names = await start(), ("done", "skipped")
-    read = house.engine._read
+    stack, names = await start(), ("done", "skipped")
+    read = stack.engine._read
     reported = {"renewals": 3, "renewals_skipped": 2, "accepted_tokens": 5}
-    monkeypatch.setattr(house.engine, "_read", lambda *arguments: read(*arguments) | reported)
+    monkeypatch.setattr(stack.engine, "_read", lambda *arguments: read(*arguments) | reported)
 
     def told():
         renewals = [telemetry.total("presift.target.kv.renewals", outcome=name) for name in names]
         return [*renewals, telemetry.total("presift.target.lookahead.accepted")]
 
     before = told()
-    usage = await house.ask(kv=True)
+    usage = await stack.ask(kv=True)
     assert [now - old for now, old in zip(told(), before, strict=True)] == [3, 2, 5]
     assert (usage.renewals, usage.renewals_skipped, usage.accepted_tokens) == (3, 2, 5)
 
 
 async def test_a_disconnect_is_recorded_as_a_disconnect(start, telemetry):
-    house = await start(token_delay_s=0.01)
+    stack = await start(token_delay_s=0.01)
     before = [telemetry.total(DURATION, error="CANCELLED"), telemetry.total("presift.target.aborted")]
-    call = house.call(max_new_tokens=4000)
+    call = stack.call(max_new_tokens=4000)
     await call.read()
     call.cancel()
-    await house.idle()
+    await stack.idle()
     assert [telemetry.total(DURATION, error="CANCELLED"), telemetry.total("presift.target.aborted")] == [
         each + 1 for each in before
     ]
@@ -203,24 +203,24 @@ async def test_a_disconnect_is_recorded_as_a_disconnect(start, telemetry):
 
 @pytest.mark.parametrize(("token_ids", "reason"), [([600], "INVALID_REQUEST"), ([1] * 5000, "PROMPT_TOO_LONG")])
 async def test_a_refusal_is_counted_and_is_no_abort(start, telemetry, token_ids, reason):
-    house = await start()
+    stack = await start()
     names = ("presift.target.refused", "presift.target.aborted")
     before = [telemetry.total(name) for name in names]
     with pytest.raises(grpc.aio.AioRpcError):
-        await house.ask(token_ids)
-    await house.idle()
+        await stack.ask(token_ids)
+    await stack.idle()
     assert [telemetry.total(name) for name in names] == [before[0] + 1, before[1]]
     assert telemetry.total("presift.target.refused", reason=reason) >= 1
     assert stages_of(telemetry) == []  # nothing of it was begun
 
 
 async def test_gauges_show_how_full_it_is(start):
-    house = await start(token_delay_s=0.01)
+    stack = await start(token_delay_s=0.01)
 
     def shown():
-        return {each.name: [value for value, _ in each.read()] for each in gauges_of(house.engine.load)}
+        return {each.name: [value for value, _ in each.read()] for each in gauges_of(stack.engine.load)}
 
-    call = house.call(max_new_tokens=4000)
+    call = stack.call(max_new_tokens=4000)
     await call.read()
     assert shown() == {
         "presift.target.running": [1],

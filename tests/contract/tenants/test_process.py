@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from presift.orchestrator.api.auth.api_keys import digest_of, new_key
 from presift.v1 import orchestrator_pb2_grpc
 
-from ..fakes.behind import engine, services_behind
-from ..fakes.doors import shows
-from ..fakes.house import LOCAL, Answer, refusal_of, request
+from ..fakes.api_keys import bearer
+from ..fakes.fake_services import engine, services_behind
+from ..fakes.stack import LOCAL, Answer, refusal_of, request
 
 PROMPT = list(range(1, 301))
 KEYS = {"acme": new_key(), "other": new_key()}
@@ -44,7 +44,7 @@ class Orchestrator:
         self.stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self.channel)
 
     async def ask(self, key):
-        return Answer.of([event async for event in self.stub.Generate(request(PROMPT), metadata=shows(key))])
+        return Answer.of([event async for event in self.stub.Generate(request(PROMPT), metadata=bearer(key))])
 
     async def logged(self, said):
         async with asyncio.timeout(30):
@@ -113,7 +113,7 @@ async def test_a_tenant_has_the_same_salt_over_grpc_and_http(start, keys_file):
     address = re.fullmatch(r"presift orchestrator takes HTTP on (\S+)\n", line)[1]
     await orchestrator.ready()
     assert (await orchestrator.ask(KEYS["acme"])).usage.cached_tokens == 0
-    async with httpx.AsyncClient(base_url=f"http://{address}", headers=dict(shows(KEYS["acme"]))) as client:
+    async with httpx.AsyncClient(base_url=f"http://{address}", headers=dict(bearer(KEYS["acme"]))) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
         answer = await client.post("/v1/completions", json={"model": model, "prompt": PROMPT}, timeout=60)
     assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == len(PROMPT) - 1

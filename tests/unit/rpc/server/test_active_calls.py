@@ -44,7 +44,7 @@ class Waiting(target_pb2_grpc.TargetServiceServicer):
             raise
 
 
-class House:
+class Stack:
     def __init__(self, **options):
         self.servicer = Waiting()
         self.server = GrpcServer(ServerOptions("127.0.0.1:0", **options), [NAME])
@@ -73,16 +73,16 @@ class House:
 
 
 @pytest.fixture
-async def open_house():
-    houses = []
+async def open_stack():
+    stacks = []
 
     async def build(**options):
-        houses.append(await House(**options).start())
-        return houses[-1]
+        stacks.append(await Stack(**options).start())
+        return stacks[-1]
 
     yield build
-    for house in houses:
-        await house.stop()
+    for stack in stacks:
+        await stack.stop()
 
 
 async def _all(call):
@@ -105,34 +105,34 @@ async def refusal_of(call):
     return failure.value.code(), error_of(failure.value)
 
 
-async def test_what_is_too_much_is_refused_while_health_answers(open_house):
-    house = await open_house(max_calls=2)
-    running = [house.generate(), house.prefill()]
-    await house.begun(2)
-    for call in (house.generate(), house.prefill()):
+async def test_what_is_too_much_is_refused_while_health_answers(open_stack):
+    stack = await open_stack(max_calls=2)
+    running = [stack.generate(), stack.prefill()]
+    await stack.begun(2)
+    for call in (stack.generate(), stack.prefill()):
         code, error = await refusal_of(call)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
         assert (error.field, error.value, error.limit) == ("calls", "2", "< 2")
         assert error.retry_after_s > 0
-    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
-    assert house.servicer.begun == 2
+    assert (await stack.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    assert stack.servicer.begun == 2
     running[0].cancel()
-    await settle(lambda: house.server.calls.running == 1)
-    again = house.generate()
-    await house.begun(3)
-    house.servicer.gate.set()
+    await settle(lambda: stack.server.calls.running == 1)
+    again = stack.generate()
+    await stack.begun(3)
+    stack.servicer.gate.set()
     assert len(await again) == 2
     await running[1]
-    await settle(lambda: house.server.calls.running == 0)
+    await settle(lambda: stack.server.calls.running == 0)
 
 
-async def test_what_is_refused_is_not_parsed(open_house):
-    house = await open_house(max_calls=1)
-    running = house.generate()
-    await house.begun(1)
-    code, error = await refusal_of(_all(house.channel.unary_stream(f"/{NAME}/Generate")(b"\xff\xff\xff")))
+async def test_what_is_refused_is_not_parsed(open_stack):
+    stack = await open_stack(max_calls=1)
+    running = stack.generate()
+    await stack.begun(1)
+    code, error = await refusal_of(_all(stack.channel.unary_stream(f"/{NAME}/Generate")(b"\xff\xff\xff")))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
-    house.servicer.gate.set()
+    stack.servicer.gate.set()
     await running
 
 
@@ -142,99 +142,99 @@ async def silence():
     yield b""
 
 
-def headers_alone(house, method="Generate"):
-    kind = house.channel.stream_stream if method == "Generate" else house.channel.stream_unary
+def headers_alone(stack, method="Generate"):
+    kind = stack.channel.stream_stream if method == "Generate" else stack.channel.stream_unary
     call = kind(f"/{NAME}/{method}")(silence())
     return asyncio.create_task(_all(call) if method == "Generate" else _one(call))
 
 
 @pytest.mark.parametrize("method", ["Generate", "Prefill"])
-async def test_a_call_without_its_message_ends_by_itself(open_house, monkeypatch, method):
+async def test_a_call_without_its_message_ends_by_itself(open_stack, monkeypatch, method):
     monkeypatch.setattr(request_reader, "MESSAGE_S", 0.2)
-    house = await open_house(max_calls=1)
+    stack = await open_stack(max_calls=1)
     async with asyncio.timeout(10):
-        code, error = await refusal_of(headers_alone(house, method))
+        code, error = await refusal_of(headers_alone(stack, method))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED and isinstance(error, DeadlineExceeded)
-    await settle(lambda: house.server.calls.running == 0)
-    house.servicer.gate.set()
-    assert len(await house.generate()) == 2
+    await settle(lambda: stack.server.calls.running == 0)
+    stack.servicer.gate.set()
+    assert len(await stack.generate()) == 2
 
 
-async def test_a_late_message_ends_while_memory_is_short(open_house):
-    house = await open_house(max_memory_bytes=1)
+async def test_a_late_message_ends_while_memory_is_short(open_stack):
+    stack = await open_stack(max_memory_bytes=1)
     async with asyncio.timeout(10):
-        code, error = await refusal_of(headers_alone(house))
+        code, error = await refusal_of(headers_alone(stack))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
     assert (error.field, error.limit) == ("memory", "<= 1 bytes") and error.retry_after_s > 0
-    house.servicer.gate.set()
-    assert len(await house.generate()) == 2  # its message comes with its headers
+    stack.servicer.gate.set()
+    assert len(await stack.generate()) == 2  # its message comes with its headers
 
 
-async def test_the_bytes_of_all_requests_are_bounded(open_house):
-    house = await open_house(max_message_bytes=2**16, max_received_bytes=3 * 2**15)
+async def test_the_bytes_of_all_requests_are_bounded(open_stack):
+    stack = await open_stack(max_message_bytes=2**16, max_received_bytes=3 * 2**15)
     message = target_pb2.PrefillRequest(cache_salt="x" * 2**15)  # with its header a little more than 32 KiB
-    running = [asyncio.create_task(_one(house.stub.Prefill(message))) for _ in range(2)]
-    await house.begun(2)
+    running = [asyncio.create_task(_one(stack.stub.Prefill(message))) for _ in range(2)]
+    await stack.begun(2)
     async with asyncio.timeout(10):
-        code, error = await refusal_of(_one(house.stub.Prefill(message)))
+        code, error = await refusal_of(_one(stack.stub.Prefill(message)))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(error, Overloaded)
     size = message.ByteSize()
     assert (error.field, error.value, error.limit) == ("received_bytes", str(3 * size), f"<= {3 * 2**15}")
-    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
-    assert house.server.calls.request_bytes == 2 * size
-    shown = {each.name: list(each.read()) for each in house.server.gauges()}
+    assert (await stack.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    assert stack.server.calls.request_bytes == 2 * size
+    shown = {each.name: list(each.read()) for each in stack.server.gauges()}
     assert shown["presift.received.bytes"] == [(2 * size, {})] and shown["presift.memory.limit.bytes"] == []
-    house.servicer.gate.set()
+    stack.servicer.gate.set()
     await asyncio.gather(*running)
-    await settle(lambda: house.server.calls.request_bytes == 0)
-    await house.stub.Prefill(message)
+    await settle(lambda: stack.server.calls.request_bytes == 0)
+    await stack.stub.Prefill(message)
 
 
-async def test_a_call_that_ends_without_a_message_is_malformed(open_house):
-    house = await open_house()
+async def test_a_call_that_ends_without_a_message_is_malformed(open_stack):
+    stack = await open_stack()
 
     async def nothing():
         return
         yield b""
 
-    code, error = await refusal_of(_one(house.channel.stream_unary(f"/{NAME}/Prefill")(nothing())))
+    code, error = await refusal_of(_one(stack.channel.stream_unary(f"/{NAME}/Prefill")(nothing())))
     assert code is grpc.StatusCode.INVALID_ARGUMENT and isinstance(error, InvalidRequest)
 
 
-async def test_a_drain_ends_a_call_without_its_message(open_house):
-    house = await open_house(drain_s=0.1)
-    waiting = headers_alone(house)
-    await settle(lambda: house.server.calls.running == 1)
+async def test_a_drain_ends_a_call_without_its_message(open_stack):
+    stack = await open_stack(drain_s=0.1)
+    waiting = headers_alone(stack)
+    await settle(lambda: stack.server.calls.running == 1)
     async with asyncio.timeout(10):
-        _, (code, error) = await asyncio.gather(house.server.drain(), refusal_of(waiting))
+        _, (code, error) = await asyncio.gather(stack.server.drain(), refusal_of(waiting))
     assert code is grpc.StatusCode.UNAVAILABLE and isinstance(error, ShuttingDown)
 
 
-async def test_one_connection_does_not_take_all_places(open_house):
-    house = await open_house(max_calls=40)
-    waiting = [headers_alone(house) for _ in range(40)]
-    await settle(lambda: house.server.calls.running == 10)
+async def test_one_connection_does_not_take_all_places(open_stack):
+    stack = await open_stack(max_calls=40)
+    waiting = [headers_alone(stack) for _ in range(40)]
+    await settle(lambda: stack.server.calls.running == 10)
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(house.address, own_connection) as other:
-        house.servicer.gate.set()
+    async with grpc.aio.insecure_channel(stack.address, own_connection) as other:
+        stack.servicer.gate.set()
         assert len(await _all(target_pb2_grpc.TargetServiceStub(other).Generate(GENERATE))) == 2
-    assert house.server.calls.running == 10
+    assert stack.server.calls.running == 10
     for call in waiting:
         call.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_watches_of_health_are_bounded_too(open_house):
-    house = await open_house(max_calls=2)
-    watches = [house.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+async def test_watches_of_health_are_bounded_too(open_stack):
+    stack = await open_stack(max_calls=2)
+    watches = [stack.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
     for watch in watches:
         await watch.read()
-    code, _ = await refusal_of(_all(house.health.Watch(health_pb2.HealthCheckRequest())))
+    code, _ = await refusal_of(_all(stack.health.Watch(health_pb2.HealthCheckRequest())))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     # Kubernetes' probe is a check: refused, it would restart the pod.
-    assert (await house.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
-    house.servicer.gate.set()
-    assert len(await house.generate()) == 2
+    assert (await stack.health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+    stack.servicer.gate.set()
+    assert len(await stack.generate()) == 2
 
 
 async def relay_from(host, port):
@@ -253,9 +253,9 @@ async def relay_from(host, port):
     return server, server.sockets[0].getsockname()[1]
 
 
-async def test_connections_of_one_host_do_not_take_all_watches(open_house):
-    house, own_connection = await open_house(max_calls=40), [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(house.address, own_connection) for _ in range(6)]
+async def test_connections_of_one_host_do_not_take_all_watches(open_stack):
+    stack, own_connection = await open_stack(max_calls=40), [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(stack.address, own_connection) for _ in range(6)]
     watches, refused = [], []
     for channel in channels:
         for _ in range(9):
@@ -269,82 +269,82 @@ async def test_connections_of_one_host_do_not_take_all_watches(open_house):
     assert len(watches) == 10 and {(each.field, each.limit) for each in refused} == {
         ("health watches of the host", "< 10")
     }
-    relay, port = await relay_from("127.0.0.2", int(house.address.rpartition(":")[2]))
+    relay, port = await relay_from("127.0.0.2", int(stack.address.rpartition(":")[2]))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", own_connection) as other:
         watch = health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
-        await settle(lambda: len(house.server.calls._watches) == 10)
+        await settle(lambda: len(stack.server.calls._watches) == 10)
     watches.pop().cancel()
-    await settle(lambda: len(house.server.calls._watches) <= 9)
-    again = house.health.Watch(health_pb2.HealthCheckRequest())
+    await settle(lambda: len(stack.server.calls._watches) <= 9)
+    again = stack.health.Watch(health_pb2.HealthCheckRequest())
     assert (await again.read()).status == NOT_SERVING
     for each in (again, *watches):
         each.cancel()
-    await settle(lambda: not house.server.calls._watches and not house.server.calls._hosts._held)
+    await settle(lambda: not stack.server.calls._watches and not stack.server.calls._hosts._held)
     for channel in channels:
         await channel.close()
     relay.close()
 
 
-async def test_an_unknown_method_takes_no_place(open_house):
-    house = await open_house(max_calls=1)
+async def test_an_unknown_method_takes_no_place(open_stack):
+    stack = await open_stack(max_calls=1)
     for _ in range(3):
-        code, _ = await refusal_of(_one(house.channel.unary_unary(f"/{NAME}/Nothing")(b"")))
+        code, _ = await refusal_of(_one(stack.channel.unary_unary(f"/{NAME}/Nothing")(b"")))
         assert code is grpc.StatusCode.UNIMPLEMENTED
-    house.servicer.gate.set()
-    await house.prefill()
+    stack.servicer.gate.set()
+    await stack.prefill()
 
 
-async def test_a_drain_notifies_health_watches_and_does_not_wait_for_them(open_house):
-    house = await open_house(drain_s=3600.0)
-    await house.server.set_serving(True)
-    watch = house.health.Watch(health_pb2.HealthCheckRequest())
+async def test_a_drain_notifies_health_watches_and_does_not_wait_for_them(open_stack):
+    stack = await open_stack(drain_s=3600.0)
+    await stack.server.set_serving(True)
+    watch = stack.health.Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    running = house.generate()
-    await house.begun(1)
-    draining = asyncio.create_task(house.server.drain())
+    running = stack.generate()
+    await stack.begun(1)
+    draining = asyncio.create_task(stack.server.drain())
     assert (await watch.read()).status == NOT_SERVING
     assert not draining.done(), "a call that runs is waited for"
-    house.servicer.gate.set()
+    stack.servicer.gate.set()
     assert len(await running) == 2
     async with asyncio.timeout(20):
         await draining
 
 
-async def test_calls_that_a_drain_cuts_get_the_error_and_are_cancelled_once(open_house):
-    house = await open_house(drain_s=0.05)
-    running = [house.generate(), house.prefill()]
-    await house.begun(2)
-    await house.server.drain()
+async def test_calls_that_a_drain_cuts_get_the_error_and_are_cancelled_once(open_stack):
+    stack = await open_stack(drain_s=0.05)
+    running = [stack.generate(), stack.prefill()]
+    await stack.begun(2)
+    await stack.server.drain()
     for call in running:
         code, error = await refusal_of(call)
         assert code is grpc.StatusCode.UNAVAILABLE and isinstance(error, ShuttingDown)
-    assert house.servicer.cancelled == 2 and house.server.calls.running == 0
+    assert stack.servicer.cancelled == 2 and stack.server.calls.running == 0
 
 
-async def test_a_callers_own_cancellation_is_no_shutdown(open_house):
-    house = await open_house()
-    call = house.stub.Generate(GENERATE)
+async def test_a_callers_own_cancellation_is_no_shutdown(open_stack):
+    stack = await open_stack()
+    call = stack.stub.Generate(GENERATE)
     await call.read()
-    await house.begun(1)
+    await stack.begun(1)
     call.cancel()
-    await settle(lambda: house.server.calls.running == 0)
-    assert house.servicer.cancelled == 1
+    await settle(lambda: stack.server.calls.running == 0)
+    assert stack.servicer.cancelled == 1
     assert await call.code() is grpc.StatusCode.CANCELLED
 
 
-async def test_a_second_signal_does_no_harm(open_house):
-    house, loop = await open_house(drain_s=600.0), asyncio.get_running_loop()
-    running = house.generate()
-    await house.begun(1)
-    stopping = asyncio.create_task(house.server.run_until_stopped())
+async def test_a_second_signal_does_no_harm(open_stack):
+    stack, loop = await open_stack(drain_s=600.0), asyncio.get_running_loop()
+    running = stack.generate()
+    await stack.begun(1)
+    stopping = asyncio.create_task(stack.server.run_until_stopped())
     await asyncio.sleep(0)
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(0.05)
     assert not stopping.done() and not running.done()
-    house.servicer.gate.set()
+    stack.servicer.gate.set()
     assert len(await running) == 2
     assert await stopping is True
     for each in (signal.SIGTERM, signal.SIGINT):

@@ -39,7 +39,7 @@ class Raising(draft_pb2_grpc.DraftServiceServicer, target_pb2_grpc.TargetService
 
 
 @pytest.fixture
-async def house():
+async def stack():
     servicer, server = Raising(), GrpcServer(ServerOptions("127.0.0.1:0"), [])
     draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc)
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc)
@@ -58,8 +58,8 @@ async def stream(stub):
         pass
 
 
-async def failed(house, error, kind):
-    servicer, draft, target, _ = house
+async def failed(stack, error, kind):
+    servicer, draft, target, _ = stack
     servicer.error = error
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await (unary(draft) if kind is unary else stream(target))
@@ -67,8 +67,8 @@ async def failed(house, error, kind):
 
 
 @pytest.mark.parametrize("kind", [unary, stream])
-async def test_presift_errors_keep_their_text(house, kind):
-    failure = await failed(house, InvalidRequest("prompt", 5, "<= 4"), kind)
+async def test_presift_errors_keep_their_text(stack, kind):
+    failure = await failed(stack, InvalidRequest("prompt", 5, "<= 4"), kind)
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert failure.details() == "prompt is 5; it must be <= 4"
     assert error_of(failure).details == {"field": "prompt", "value": "5", "limit": "<= 4"}
@@ -76,9 +76,9 @@ async def test_presift_errors_keep_their_text(house, kind):
 
 @pytest.mark.parametrize("kind", [unary, stream])
 @pytest.mark.parametrize("error", [ValueError(SECRET), KeyError(SECRET), grpc.RpcError(SECRET), TimeoutError(SECRET)])
-async def test_foreign_errors_are_internal_and_withheld(house, caplog, kind, error):
+async def test_foreign_errors_are_internal_and_withheld(stack, caplog, kind, error):
     caplog.set_level(logging.DEBUG)
-    failure = await failed(house, error, kind)
+    failure = await failed(stack, error, kind)
     assert failure.code() is grpc.StatusCode.INTERNAL
     assert SECRET not in failure.details() and not error_of(failure).details
     logged = [each for each in caplog.records if each.name == "presift.rpc.server.error_interceptor"]
@@ -87,20 +87,20 @@ async def test_foreign_errors_are_internal_and_withheld(house, caplog, kind, err
     assert "test_error_interceptor.py" in caplog.text  # where it came from is told
 
 
-async def test_a_chain_of_foreign_errors_is_withheld(house, caplog):
+async def test_a_chain_of_foreign_errors_is_withheld(stack, caplog):
     try:
         try:
             raise ValueError(SECRET)
         except ValueError as cause:
             raise RuntimeError(SECRET) from cause
     except RuntimeError as error:
-        await failed(house, error, unary)
+        await failed(stack, error, unary)
     assert SECRET not in caplog.text and caplog.records
 
 
 @pytest.mark.parametrize("method", ["DraftService/Score", "TargetService/Generate"])
-async def test_malformed_bytes_are_invalid(house, method):
-    _, _, _, channel = house
+async def test_malformed_bytes_are_invalid(stack, method):
+    _, _, _, channel = stack
     call = channel.unary_stream(f"/presift.v1.{method}", request_serializer=bytes, response_deserializer=bytes)
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         [each async for each in call(b"\xff")]
@@ -108,8 +108,8 @@ async def test_malformed_bytes_are_invalid(house, method):
     assert error_of(failure.value).details["field"] == "request"
 
 
-async def test_a_stream_is_closed_when_its_caller_disconnects(house):
-    servicer, _, target, _ = house
+async def test_a_stream_is_closed_when_its_caller_disconnects(stack):
+    servicer, _, target, _ = stack
     call = target.Generate(target_pb2.TargetServiceGenerateRequest())
     await call.read()
     call.cancel()

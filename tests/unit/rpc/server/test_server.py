@@ -30,7 +30,7 @@ class Slow(target_pb2_grpc.TargetServiceServicer):
             await self.gate.wait()
 
 
-class House:
+class Stack:
     async def start(self, drain_s=10.0, **options):
         self.servicer = Slow()
         self.server = GrpcServer(ServerOptions("127.0.0.1:0", drain_s=drain_s, **options), [NAME], [PART, OTHER_PART])
@@ -51,103 +51,103 @@ class House:
 
 
 @pytest.fixture
-async def house():
-    house = await House().start()
-    yield house
-    house.servicer.gate.set()
-    await house.channel.close()
-    await house.server.grpc.stop(0)
+async def stack():
+    stack = await Stack().start()
+    yield stack
+    stack.servicer.gate.set()
+    await stack.channel.close()
+    await stack.server.grpc.stop(0)
 
 
-async def test_a_port_in_use_is_an_error(house):
-    second = GrpcServer(ServerOptions(f"127.0.0.1:{house.port}"), [])
-    with pytest.raises(PresiftError, match=f"127.0.0.1:{house.port}.*in use"):
+async def test_a_port_in_use_is_an_error(stack):
+    second = GrpcServer(ServerOptions(f"127.0.0.1:{stack.port}"), [])
+    with pytest.raises(PresiftError, match=f"127.0.0.1:{stack.port}.*in use"):
         await second.start()
 
 
-async def test_health_flips(house):
-    assert await house.status() == await house.status(NAME) == NOT_SERVING
-    await house.server.set_serving(True)
-    assert await house.status() == await house.status(NAME) == SERVING
-    await house.server.set_serving(False)
-    assert await house.status() == NOT_SERVING
+async def test_health_flips(stack):
+    assert await stack.status() == await stack.status(NAME) == NOT_SERVING
+    await stack.server.set_serving(True)
+    assert await stack.status() == await stack.status(NAME) == SERVING
+    await stack.server.set_serving(False)
+    assert await stack.status() == NOT_SERVING
 
 
-async def test_a_server_that_does_not_serve_is_still_alive(house):
-    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
-    await house.server.set_serving(True)
-    await house.server.set_serving(False)
-    assert [await house.status(), await house.status("liveness")] == [NOT_SERVING, SERVING]
+async def test_a_server_that_does_not_serve_is_still_alive(stack):
+    assert [await stack.status(), await stack.status("liveness")] == [NOT_SERVING, SERVING]
+    await stack.server.set_serving(True)
+    await stack.server.set_serving(False)
+    assert [await stack.status(), await stack.status("liveness")] == [NOT_SERVING, SERVING]
 
 
-async def test_a_part_that_does_not_serve_leaves_the_rest_serving(house):
+async def test_a_part_that_does_not_serve_leaves_the_rest_serving(stack):
     names = ("", NAME, PART, OTHER_PART)
-    assert {await house.status(name) for name in names} == {NOT_SERVING}
-    await house.server.set_serving(True, [PART])
-    assert [await house.status(name) for name in names] == [SERVING, SERVING, NOT_SERVING, SERVING]
-    await house.server.set_serving(False, [PART])
-    assert {await house.status(name) for name in names} == {NOT_SERVING}
-    await house.server.set_serving(True)
-    assert {await house.status(name) for name in names} == {SERVING}
+    assert {await stack.status(name) for name in names} == {NOT_SERVING}
+    await stack.server.set_serving(True, [PART])
+    assert [await stack.status(name) for name in names] == [SERVING, SERVING, NOT_SERVING, SERVING]
+    await stack.server.set_serving(False, [PART])
+    assert {await stack.status(name) for name in names} == {NOT_SERVING}
+    await stack.server.set_serving(True)
+    assert {await stack.status(name) for name in names} == {SERVING}
 
 
-async def test_parts_are_no_services_of_their_own(house):
-    stub = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+async def test_parts_are_no_services_of_their_own(stack):
+    stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     named = {service.name for service in (await call.read()).list_services_response.service}
     assert not named & {PART, OTHER_PART}
 
 
-async def test_health_of_an_unknown_service(house):
+async def test_health_of_an_unknown_service(stack):
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        await house.status("no.such.Service")
+        await stack.status("no.such.Service")
     assert failure.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_health_can_be_watched(house):
-    call = house.health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+async def test_health_can_be_watched(stack):
+    call = stack.health.Watch(health_pb2.HealthCheckRequest(service=NAME))
     assert (await call.read()).status == NOT_SERVING
-    await house.server.set_serving(True)
+    await stack.server.set_serving(True)
     assert (await call.read()).status == SERVING
     call.cancel()
 
 
-async def test_reflection_names_the_services(house):
-    stub = reflection_pb2_grpc.ServerReflectionStub(house.channel)
+async def test_reflection_names_the_services(stack):
+    stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
     call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     named = {service.name for service in (await call.read()).list_services_response.service}
     assert {NAME, "grpc.health.v1.Health"} <= named
 
 
-async def test_drain_lets_a_running_stream_finish(house):
-    await house.server.set_serving(True)
-    call = await house.running()
-    draining = asyncio.create_task(house.server.drain())
-    house.servicer.gate.set()
+async def test_drain_lets_a_running_stream_finish(stack):
+    await stack.server.set_serving(True)
+    call = await stack.running()
+    draining = asyncio.create_task(stack.server.drain())
+    stack.servicer.gate.set()
     assert (await call.read()).delta.token_ids == [2]
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
     await draining
 
 
-async def test_drain_refuses_new_calls(house):
-    call = await house.running()
-    draining = asyncio.create_task(house.server.drain())
+async def test_drain_refuses_new_calls(stack):
+    call = await stack.running()
+    draining = asyncio.create_task(stack.server.drain())
     async with asyncio.timeout(10):
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+                _, writer = await asyncio.open_connection("127.0.0.1", stack.port)
             except ConnectionError:  # refused, or reset where the last one was in the queue
                 break
             writer.close()
             await asyncio.sleep(0.002)
-    house.servicer.gate.set()
+    stack.servicer.gate.set()
     assert (await call.read()).delta.token_ids == [2] and await call.read() is grpc.aio.EOF
     await draining
 
 
-async def test_drain_ends(house):
-    impatient = await House().start(drain_s=0.05)
+async def test_drain_ends(stack):
+    impatient = await Stack().start(drain_s=0.05)
     call = await impatient.running()
     await impatient.server.drain()
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
@@ -157,7 +157,7 @@ async def test_drain_ends(house):
 
 
 async def test_a_lame_duck_is_not_serving_and_answers():
-    lame = await House().start(lame_duck_s=0.5)
+    lame = await Stack().start(lame_duck_s=0.5)
     await lame.server.set_serving(True)
     draining = asyncio.create_task(lame.server.drain())
     while await lame.status() != NOT_SERVING:
@@ -172,7 +172,7 @@ async def test_a_lame_duck_is_not_serving_and_answers():
 
 async def test_a_service_that_was_not_serving_drains_at_once():
     """For example one that fails at its start: nobody calls it."""
-    idle = await House().start(lame_duck_s=60)
+    idle = await Stack().start(lame_duck_s=60)
     async with asyncio.timeout(10):
         await idle.server.drain()
     await idle.channel.close()
@@ -208,24 +208,24 @@ async def fails(error):
 
 
 @pytest.mark.parametrize(("error", "is_logged"), [(RuntimeError("defect"), True), (PresiftError("no target"), False)])
-async def test_a_service_stops_if_what_it_needs_fails(house, caplog, error, is_logged):
+async def test_a_service_stops_if_what_it_needs_fails(stack, caplog, error, is_logged):
     task = asyncio.create_task(fails(error), name="follow the target")
-    house.server.supervise(task)
+    stack.server.supervise(task)
     async with asyncio.timeout(10):
-        assert not await house.server.run_until_stopped()
+        assert not await stack.server.run_until_stopped()
     assert ("follow the target failed" in caplog.text) is is_logged
 
 
 @pytest.mark.parametrize("failed", [False, True])
-async def test_request_stop_drains(house, failed):
-    house.server.request_stop(failed=failed)
-    assert await house.server.run_until_stopped() is not failed
+async def test_request_stop_drains(stack, failed):
+    stack.server.request_stop(failed=failed)
+    assert await stack.server.run_until_stopped() is not failed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains(house, number):
+async def test_a_signal_drains(stack, number):
     loop = asyncio.get_running_loop()
-    stopping = asyncio.create_task(house.server.run_until_stopped())
+    stopping = asyncio.create_task(stack.server.run_until_stopped())
     await asyncio.sleep(0)
     os.kill(os.getpid(), number)
     assert await stopping is True

@@ -12,11 +12,11 @@ ENTRIES = tuple(
 )
 
 
-def door(limits=None, tokens=None):
+def key_authenticator(limits=None, tokens=None):
     """tenant -> its limits."""
     return Authenticator(FileWatcher((), lambda: Keys(ENTRIES, limits or {})), tokens)
 
 
-def shows(key, *more):
+def bearer(key, *more):
     """The metadata of a caller with this key."""
     return (("authorization", f"Bearer {key}"), *more)

@@ -1,4 +1,4 @@
-"""The HTTP API of a house, and clients for it."""
+"""The HTTP API of a stack, and clients for it."""
 
 from contextlib import AsyncExitStack
 
@@ -16,20 +16,20 @@ MODEL = "target"
 _TRUST = httpx.create_ssl_context()
 
 
-class OpenaiDoor:
-    """The HTTP API of a running house, in the same process. `tls` are files; `key` is what the clients send."""
+class HttpApi:
+    """The HTTP API of a running stack, in the same process. `tls` are files; `key` is what the clients send."""
 
     def __init__(
-        self, house, *, authenticator=None, key="none", salt="", explains=True, aliases="", tls=None, origins=(), **more
+        self, stack, *, authenticator=None, key="none", salt="", explains=True, aliases="", tls=None, origins=(), **more
     ):
-        self.house, self.key, self.tls = house, key, tls
+        self.stack, self.key, self.tls = stack, key, tls
         options = EndpointOptions(more.get("max_body_bytes", 2**20), more.get("max_new_tokens", 5), salt, explains)
-        models = ServedModels(house.pipeline.target_info, aliases)
+        models = ServedModels(stack.pipeline.target_info, aliases)
         self.app = application(
-            Access(authenticator, house.server.calls, frozenset(origins)),
-            CompletionEndpoints(house.pipeline, models, options),
+            Access(authenticator, stack.server.calls, frozenset(origins)),
+            CompletionEndpoints(stack.pipeline, models, options),
             models,
-            is_serving=lambda: house.server.is_serving,
+            is_serving=lambda: stack.server.is_serving,
             options=AppOptions(more.get("keepalive_s"), more.get("has_docs", True)),
         )
         self.server = HttpServer(self.app, HttpOptions("127.0.0.1:0", tls))
@@ -37,7 +37,7 @@ class OpenaiDoor:
 
     async def start(self):
         self.address = await self.server.start()
-        self.house.server.listeners.append(self.server)
+        self.stack.server.listeners.append(self.server)
         self.url = f"http{'s' if self.tls else ''}://{self.address}"
         self.http = await self._exit.enter_async_context(
             httpx.AsyncClient(base_url=self.url, timeout=60, verify=_TRUST)

@@ -9,8 +9,8 @@ from presift.target.servicer import TargetServicer
 from presift.v1 import draft_pb2_grpc, target_pb2_grpc
 
 from ...echo_engine import ECHO_MODEL, EchoEngine
-from .house import LOCAL
 from .services import FakeDraft, model
+from .stack import LOCAL
 
 
 def engine(**options):

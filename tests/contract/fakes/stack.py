@@ -72,7 +72,7 @@ def template(messages, tools, **_):
 
 @dataclass(frozen=True)
 class Options:
-    """What differs between houses. `draft` None: no service listens at the draft's address."""
+    """What differs between stacks. `draft` None: no service listens at the draft's address."""
 
     draft: plan_pb2.ModelInfo | None = None
     target: plan_pb2.ModelInfo | None = None
@@ -107,12 +107,12 @@ class Options:
     lame_duck_s: float = 0.0
     drafts: int = 1
     targets: int = 1
-    target_at: str = ""  # the address of another house's target, which is then asked instead
+    target_at: str = ""  # the address of another stack's target, which is then asked instead
     draft_hedge_after_s: float | None = None
     abilities: dict | None = None  # the target's: parsers and grammars
 
 
-class House:
+class Stack:
     def __init__(self, options):
         self.options = options
         self._exit = AsyncExitStack()
