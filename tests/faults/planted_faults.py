@@ -1175,7 +1175,7 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/test_following.py::test_not_serving_without_a_target_and_serving_again_with_one",),
     ),
     Planted(
-        "wiring_door",
+        "wiring_api_keys",
         "Wiring: the process checks API keys if it has a file of keys",
         "the process does not check keys although it has a file of keys",
         f"{ORCHESTRATOR}/__main__.py",

@@ -220,12 +220,12 @@ def shortcomings(answers: Sequence[Any]) -> list[str]:
     """Why these answers of a mix show too little: over gRPC and over HTTP each route is taken, and a tool called."""
     found = []
     calls = len(grpc_calls())
-    for door, told in (("gRPC", answers[:calls]), ("HTTP", answers[calls:])):
+    for api, told in (("gRPC", answers[:calls]), ("HTTP", answers[calls:])):
         leaves = dict(pair for number, each in enumerate(told) for pair in _leaves(each, f"[{number}]"))
         routes = {value for place, value in leaves.items() if place.endswith("decision.route")}
-        found += [f"no {route} over {door}" for route in sorted(set(Route) - routes)]
+        found += [f"no {route} over {api}" for route in sorted(set(Route) - routes)]
         if '{"place": "Bern"}' not in leaves.values():
-            found.append(f"no tool call over {door}")
+            found.append(f"no tool call over {api}")
     return found
 
 

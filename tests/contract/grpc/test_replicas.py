@@ -619,7 +619,7 @@ async def test_get_info_shows_a_single_replica_too(stack):
     assert set(found) == {address(port) for port in stack.ports.values()}
 
 
-def test_a_house_has_one_of_each_by_default():
+def test_a_stack_has_one_of_each_by_default():
     assert (Options().drafts, Options().targets) == (1, 1)
 
 
