@@ -831,8 +831,8 @@ FAULTS: tuple[Planted, ...] = (
         "Calibration stops at the first caller",
         "a caller does not stop calibration",
         f"{ORCHESTRATOR}/pipeline/pipeline.py",
-        "        parts.calibration.stop()\n        with request_metrics",
-        "        with request_metrics",
+        "        parts.calibration.stop()\n",
+        "",
         (f"{CONTRACT}/grpc/test_calibration.py::test_the_first_caller_ends_calibration",),
     ),
     Planted(
@@ -1341,8 +1341,8 @@ FAULTS: tuple[Planted, ...] = (
         "A replica counts as busy from the choice of it to the end of the answer",
         "a replica does not count as busy while the decision is delivered",
         f"{ORCHESTRATOR}/pipeline/pipeline.py",
-        "                    yield plan.decision\n",
-        "                    reservation.close()\n                    yield plan.decision\n",
+        "            yield plan.decision\n",
+        "            reservation.close()\n            yield plan.decision\n",
         (f"{CONTRACT}/grpc/test_replicas.py::test_a_replica_counts_as_busy_while_the_decision_is_delivered",),
     ),
     Planted(

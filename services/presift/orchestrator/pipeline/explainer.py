@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TypeVar
 
 from presift.core.errors import DeadlineExceeded, InvalidRequest, PermissionDenied
+from presift.orchestrator.admission.quotas import Quota
 from presift.orchestrator.admission.request_cost import request_cost
 from presift.orchestrator.domain.request import Request, TokenIds
 from presift.orchestrator.pipeline.parts import Parts
@@ -50,25 +51,29 @@ class Explainer:
         request = narrowed_to_target(request, parts.models.known_target())
         tenant, cost = request.tenant or "", request_cost(request)
         try:
-            async with deadline.timeout(), parts.quotas.held(request.tenant, request.limits) as quota:
+            async with deadline.timeout(), AsyncExitStack() as held:
+                quota = await held.enter_async_context(parts.quotas.held(request.tenant, request.limits))
                 # Before it waits: a tenant over its quota is refused at once.
                 await quota.reserve_estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=cost.is_exact)
-                async with (
-                    parts.reading_masks.slot(tenant, cost, NO_DEADLINE) if detail.kv_mask else nullcontext(),
-                    parts.admission.slot(tenant, cost, deadline) as slot,
-                ):
-                    with parts.guard.idle_gate.busy():
-                        tokens, tokenize_ms = await parts.reader.read(request)
-                        await quota.reserve(tokens.ids.size, max_new_tokens=0)
-                        with parts.reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
-                            plan = await parts.planner.plan(context, explains=True)
-                        kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
-                    slot.close()
-                    cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
-                    async with parts.explaining.slot(tenant, cost, NO_DEADLINE):
-                        return await self._explained(request, plan, detail, kept_kv, render)
+                if detail.kv_mask:
+                    await held.enter_async_context(parts.reading_masks.slot(tenant, cost, NO_DEADLINE))
+                slot = await held.enter_async_context(parts.admission.slot(tenant, cost, deadline))
+                with parts.guard.idle_gate.busy():
+                    plan = await self._plan(request, quota, arrived)
+                    kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
+                slot.close()
+                cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
+                await held.enter_async_context(parts.explaining.slot(tenant, cost, NO_DEADLINE))
+                return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None
+
+    async def _plan(self, request: Request, quota: Quota, arrived: float) -> Plan:
+        reader = self._parts.reader
+        tokens, tokenize_ms = await reader.read(request)
+        await quota.reserve(tokens.ids.size, max_new_tokens=0)
+        with reader.context(request, tokens, tokenize_ms, arrived, explains=True) as (context, _):
+            return await self._parts.planner.plan(context, explains=True)
 
     async def _explained(
         self, request: Request, plan: Plan, detail: Detail, kept_kv: KeptKv | None, render: Callable[[Explanation], T]
