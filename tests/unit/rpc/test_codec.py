@@ -75,7 +75,7 @@ def _kv_plans(draw):
     starts = draw(st.lists(st.integers(0, 2**31), max_size=3))
     return KvPlan(
         policy,
-        protected=tuple(Span(start, start + draw(st.integers(1, 2**31))) for start in starts),
+        protected=tuple(Span(start, start + draw(st.integers(1, 2**31 - 1))) for start in starts),
         lookahead_token_ids=() if masked else tuple(draw(ids)),
         kv_mask=KvMask(draw(st_numpy.arrays(np.bool_, shape))) if masked else None,
         keep_full_prefix=draw(st.booleans()),

@@ -63,7 +63,8 @@ def _instead_of(choice: RouteChoice, inputs: RoutingInputs) -> RouteChoice:
         check_fits_reserved_answer(inputs)
         return with_forecast(full(inputs, Reason.ROUTE_SWITCHED_OFF, why), inputs)
     except (PromptTooLong, BudgetExceeded) as error:
-        lacks = "does not fit the context" if isinstance(error, PromptTooLong) else "exceeds the strict budget"
+        context = f"does not fit the context of {inputs.context_tokens}"
+        lacks = context if isinstance(error, PromptTooLong) else "exceeds the strict budget"
         although = f"although {choice.route} is switched off: full {lacks}"
         return replace(choice, detail=with_clause(choice.detail, although))
 

@@ -58,7 +58,11 @@ SITUATIONS = [
     ({"wanted": PC, "off": {PC: OFF}}, f"spec_pc {OFF}"),
     (
         {"wanted": PC, "off": {PC: OFF}, "prompt_tokens": 3000},
-        "keeps 100 prompt tokens; although spec_pc is switched off: full does not fit the context",
+        "keeps 100 prompt tokens; although spec_pc is switched off: full does not fit the context of 2000",
+    ),
+    (
+        {"off": {PC: OFF}, "prompt_tokens": 3000, "max_ttft_ms": 1, "supported": frozenset({FULL, PC})},
+        "spec_pc is the nearest; although spec_pc is switched off: full does not fit the context of 2000",
     ),
     (
         {"wanted": PC, "off": {PC: OFF}, "max_prompt_tokens": 100, "strict": True},
