@@ -14,7 +14,7 @@ from presift.core.policies import SpecPc
 from presift.orchestrator.backends.draft_client import DraftClient
 from presift.orchestrator.backends.services import draft_service
 from presift.orchestrator.backends.target_client import TargetClient
-from presift.orchestrator.domain.ports import ReplicaRef, TargetRequest
+from presift.orchestrator.domain.ports import DraftRequest, ReplicaRef, TargetRequest
 from presift.orchestrator.estimation.prefix_index import PrefixIndex
 from presift.rpc.deadline import Deadline
 from presift.rpc.pool.quarantine import has_died
@@ -90,9 +90,7 @@ async def answer(fleet, token_ids):
 
 
 async def score(fleet, token_ids):
-    return await fleet.scorer.score(
-        token_ids, SpecPc(capacity=2, window=1), (), include_importance=False, deadline=Deadline.within(20.0)
-    )
+    return await fleet.scorer.score(DraftRequest(token_ids, SpecPc(capacity=2, window=1)), Deadline.within(20.0))
 
 
 def killed(fakes):

@@ -22,7 +22,7 @@ from presift.core.policies import Policy, Pool, SpecKv, SpecKvPc, SpecPc
 from presift.core.remapping import remapped
 from presift.core.selection import count_kv, select
 from presift.core.spans import Span
-from presift.orchestrator.domain.ports import DraftScorer, MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftRequest, DraftScorer, MaskRejected, Score
 from presift.orchestrator.prompt.tokenizing_limit import TokenizingLimit
 from presift.orchestrator.prompt.vocabulary_bridge import BridgedPrompt, VocabularyBridge
 from presift.rpc.deadline import Deadline
@@ -58,30 +58,20 @@ class CrossVocabularyDraft:
         self._bridge = bridge
         self._limit = limit
 
-    async def score(
-        self,
-        token_ids: NDArray[np.uint32],
-        policy: Policy,
-        protected: tuple[Span, ...],
-        *,
-        include_importance: bool,
-        deadline: Deadline,
-        salt: str = "",
-    ) -> Score:
+    async def score(self, request: DraftRequest, deadline: Deadline) -> Score:
         """As the port; also raises InvalidRequest if the text of the ids does not tokenize to the same ids."""
-        stages = _stages(policy, include_importance=include_importance)
-        read = partial(self._bridge.translate, token_ids)
-        prompt = await self._limit.run(read, _BYTES_PER_TOKEN * int(token_ids.size))
-        answer = await self._draft.score(
+        stages = _stages(request.policy, include_importance=request.include_importance)
+        read = partial(self._bridge.translate, request.token_ids)
+        prompt = await self._limit.run(read, _BYTES_PER_TOKEN * int(request.token_ids.size))
+        asked = DraftRequest(
             prompt.ids,
-            _draft_policy(stages, prompt),
-            (),  # the mask is selected here
+            _draft_policy(stages, prompt),  # without protected spans: the mask is selected here
             include_importance=stages.scoring is not None,
-            deadline=deadline,
-            salt=salt,
+            salt=request.salt,
         )
-        score = await asyncio.to_thread(self._translate_answer, answer, stages, prompt, protected)
-        return score if include_importance else replace(score, importance=None, mass=None)
+        answer = await self._draft.score(asked, deadline)
+        score = await asyncio.to_thread(self._translate_answer, answer, stages, prompt, request.protected)
+        return score if request.include_importance else replace(score, importance=None, mass=None)
 
     def _translate_answer(
         self, answer: Score, stages: _Stages, prompt: BridgedPrompt, protected: tuple[Span, ...]

@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from presift.core.errors import DraftUnavailable
 from presift.core.plan import ModelInfo
-from presift.core.policies import Policy
-from presift.core.spans import Span
 from presift.orchestrator.backends.affinity import key_of
-from presift.orchestrator.backends.draft_codec import score_from_wire
+from presift.orchestrator.backends.draft_codec import score_from_wire, score_to_wire
 from presift.orchestrator.backends.draft_picker import DraftPicker, PrefixMemory
 from presift.orchestrator.backends.services import count_pick, draft_error, draft_pool, fetch_draft_info
-from presift.orchestrator.domain.ports import Score
-from presift.rpc import codec
+from presift.orchestrator.domain.ports import DraftRequest, Score
 from presift.rpc.deadline import Deadline
 from presift.rpc.large_input import in_thread_if_large
 from presift.rpc.pool.hedging import hedged
@@ -85,35 +82,16 @@ class DraftClient:
             return (await fetch_draft_info(self._pool.only.stub)).info
         return await self._pool.info()
 
-    async def score(
-        self,
-        token_ids: NDArray[np.uint32],
-        policy: Policy,
-        protected: tuple[Span, ...],
-        *,
-        include_importance: bool,
-        deadline: Deadline,
-        salt: str = "",
-    ) -> Score:
-        made_in = current_span_ref()
-
-        def message() -> draft_pb2.ScoreRequest:
-            return draft_pb2.ScoreRequest(
-                token_ids=token_ids.tolist(),
-                policy=codec.policy_to_wire(policy),
-                protected_spans=codec.spans_to_wire(protected),
-                include_importance=include_importance,
-                cache_salt=salt,
-            )
-
-        request = await in_thread_if_large(token_ids.nbytes, message)
+    async def score(self, request: DraftRequest, deadline: Deadline) -> Score:
+        made_in, token_ids = current_span_ref(), request.token_ids
+        message = await in_thread_if_large(token_ids.nbytes, lambda: score_to_wire(request))
         key = "" if self._pool.is_alone else key_of(token_ids)
         if self._pool.is_alone and not self._pool.only.allows_call:
             # Waiting for a draft that is unreachable or hangs would use up the time for the full prompt.
             raise DraftUnavailable("the draft failed repeatedly; the circuit breaker tries it again in a few seconds")
         try:
             tried: AttemptedReplicas[_Draft] = AttemptedReplicas(self._quarantine, digest_of(token_ids))
-            reply = await self._hedged(_ScoreCall(token_ids, request, key, deadline, tried))
+            reply = await self._hedged(_ScoreCall(token_ids, message, key, deadline, tried))
             tried.record_answer()
             return score_from_wire(reply, made_in)
         except grpc.aio.AioRpcError as failure:

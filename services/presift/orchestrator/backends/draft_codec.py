@@ -1,4 +1,4 @@
-"""The draft's answer, from the wire."""
+"""The draft's messages: requests and answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from numpy.typing import NDArray
 from presift.core.errors import InvalidRequest
 from presift.core.plan import CompressedPrompt, SpanRef
 from presift.orchestrator.backends.measured import milliseconds
-from presift.orchestrator.domain.ports import MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftRequest, MaskRejected, Score
 from presift.rpc import codec
 from presift.v1 import draft_pb2
+
+
+def score_to_wire(request: DraftRequest) -> draft_pb2.ScoreRequest:
+    """The message. Many tokens take long: use a thread for them."""
+    return draft_pb2.ScoreRequest(
+        token_ids=request.token_ids.tolist(),
+        policy=codec.policy_to_wire(request.policy),
+        protected_spans=codec.spans_to_wire(request.protected),
+        include_importance=request.include_importance,
+        cache_salt=request.salt,
+    )
 
 
 def score_from_wire(reply: draft_pb2.ScoreResponse, made_in: SpanRef | None = None) -> Score:

@@ -42,22 +42,25 @@ class Score:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftRequest:
+    """The prompt that a draft scores; `token_ids` uint32[tokens]. Prompts with different salts share nothing that a
+    draft keeps."""
+
+    token_ids: NDArray[np.uint32]
+    policy: Policy
+    protected: tuple[Span, ...] = ()
+    include_importance: bool = False
+    salt: str = ""
+
+
 class DraftScorer(Protocol):
-    """Scores prompts. Those with different salts share nothing that a draft keeps.
+    """Scores prompts.
 
     Raises DraftUnavailable (MaskRejected), Overloaded, DeadlineExceeded or InvalidRequest.
     """
 
-    async def score(
-        self,
-        token_ids: NDArray[np.uint32],
-        policy: Policy,
-        protected: tuple[Span, ...],
-        *,
-        include_importance: bool,
-        deadline: Deadline,
-        salt: str = "",
-    ) -> Score: ...
+    async def score(self, request: DraftRequest, deadline: Deadline) -> Score: ...
 
 
 class Draft(DraftScorer, Protocol):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from presift.core.errors import PresiftError
 from presift.core.generation import Sampling
 from presift.orchestrator.backends.model_registry import ModelRegistry
-from presift.orchestrator.domain.ports import DraftScorer, Target, TargetInfo, TargetRequest, Usage
+from presift.orchestrator.domain.ports import DraftRequest, DraftScorer, Target, TargetInfo, TargetRequest, Usage
 from presift.orchestrator.estimation.estimator import CostEstimator
 from presift.orchestrator.estimation.perf_model import location_of
 from presift.orchestrator.routing.choice import Defaults
@@ -126,7 +126,7 @@ class Calibration:
         policy = replace(template, capacity=capacity)
         started = time.perf_counter()
         deadline = Deadline.within(self._limit_s)
-        scored = await self._draft.score(ids, policy, (), include_importance=False, deadline=deadline)
+        scored = await self._draft.score(DraftRequest(ids, policy), deadline)
         took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
         return Timing("draft", location_of(draft), draft_work(policy, tokens), took_ms)
 

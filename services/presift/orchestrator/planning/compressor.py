@@ -20,7 +20,7 @@ from presift.cache.single_flight import SingleFlight
 from presift.cache.store import Store
 from presift.core.digest import PromptKey
 from presift.core.plan import CompressedPrompt
-from presift.orchestrator.domain.ports import DraftScorer, MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftRequest, DraftScorer, MaskRejected, Score
 from presift.orchestrator.domain.stages import stage
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_draft, check_prompt
 from presift.orchestrator.routing.decision import CacheOutcome
@@ -120,15 +120,10 @@ class Compressor:
         return found
 
     async def _score(self, job: ScoringJob, *, include_importance: bool = False) -> Score:
+        tokens = job.tokens
+        request = DraftRequest(tokens.ids, job.policy, tokens.protected, include_importance, tokens.salt)
         with stage("score"):
-            scored = await self._draft.score(
-                job.tokens.ids,
-                job.policy,
-                job.tokens.protected,
-                include_importance=include_importance,
-                deadline=Deadline.within(self._draft_timeout_s),
-                salt=job.tokens.salt,
-            )
+            scored = await self._draft.score(request, Deadline.within(self._draft_timeout_s))
         check_draft(scored.prompt.draft, job.draft)
         check_prompt(scored.prompt, job)
         return scored

@@ -18,7 +18,7 @@ from presift.core.policies import Adaptive, KvSelection, Pool, SpecKv, SpecKvPc,
 from presift.core.selection import count_kv, select
 from presift.core.spans import Span
 from presift.orchestrator.backends.cross_vocabulary import CrossVocabularyDraft
-from presift.orchestrator.domain.ports import MaskRejected, Score
+from presift.orchestrator.domain.ports import DraftRequest, MaskRejected, Score
 from presift.orchestrator.domain.request import TokenizedPrompt
 from presift.orchestrator.planning.mask_validation import ScoringJob, check_prompt
 from presift.orchestrator.prompt.tokenizing_limit import AT_ONCE_BYTES, SHORT_BYTES, TokenizingLimit
@@ -52,12 +52,14 @@ class Port:
     def __init__(self, importance=None, lookahead=(), mass=None):
         self.importance, self.lookahead, self.mass, self.calls = importance, lookahead, mass, []
 
-    async def score(self, token_ids, policy, protected, *, include_importance, deadline, salt=""):
-        self.calls.append((token_ids, policy, protected, include_importance, deadline))
-        size = token_ids.size
+    async def score(self, request, deadline):
+        self.calls.append((request, deadline))
+        size = request.token_ids.size
         made = np.random.default_rng(0).random(size, dtype=np.float32) if self.importance is None else self.importance
         prompt = CompressedPrompt(TokenMask(np.ones(size, dtype=np.bool_)), self.lookahead, 0.5, DRAFT)
-        return Score(prompt, made if include_importance and made is not False else None, self.mass, queue_ms=8.0)
+        return Score(
+            prompt, made if request.include_importance and made is not False else None, self.mass, queue_ms=8.0
+        )
 
 
 def ids_of(backend, text):
@@ -66,8 +68,7 @@ def ids_of(backend, text):
 
 async def score(port, backends, policy, *, text=TEXT, protected=(), include_importance=False):
     draft = CrossVocabularyDraft(port, VocabularyBridge(*backends), TokenizingLimit())
-    asked = {"include_importance": include_importance, "deadline": DEADLINE}
-    return await draft.score(ids_of(backends[0], text), policy, protected, **asked)
+    return await draft.score(DraftRequest(ids_of(backends[0], text), policy, protected, include_importance), DEADLINE)
 
 
 @pytest.mark.parametrize("name", POLICIES | ADAPTING)
@@ -92,9 +93,9 @@ async def test_one_vocabulary_by_two_names_gives_the_mask_of_an_ordinary_draft(b
     mask = select(importance, drawn_by, spans)
     assert made.prompt.mask == mask
     assert made.prompt.coverage == pytest.approx(coverage(importance, mask.kept))
-    (asked,) = port.calls
-    assert asked[0].tolist() == ids_of(bpe, text).tolist()
-    scoring = asked[1].prompt if name == "spec_kv_pc" else asked[1]
+    ((asked, _),) = port.calls
+    assert asked.token_ids.tolist() == ids_of(bpe, text).tolist()
+    scoring = asked.policy.prompt if name == "spec_kv_pc" else asked.policy
     assert scoring.window == drawn_by.window
 
 
@@ -111,14 +112,15 @@ async def test_one_vocabulary_by_two_names_gives_the_mask_of_an_ordinary_draft(b
 async def test_what_is_asked_of_the_draft(bpe, words, name, seen, kind):
     port = Port()
     made = await score(port, (bpe, words), POLICIES[name], protected=(Span(0, 2),), include_importance=seen)
-    token_ids, policy, protected, include_importance, deadline = port.calls[0]
-    assert token_ids.tolist() == words.encode(TEXT).ids and protected == () and deadline is DEADLINE
+    asked, deadline = port.calls[0]
+    policy, include_importance = asked.policy, asked.include_importance
+    assert asked.token_ids.tolist() == words.encode(TEXT).ids and asked.protected == () and deadline is DEADLINE
     assert isinstance(policy, kind)
     if kind is SpecKv:
         assert policy == KV and not include_importance
     else:
         scoring = policy.prompt if kind is SpecKvPc else policy
-        assert include_importance and scoring.capacity == scoring.window < token_ids.size
+        assert include_importance and scoring.capacity == scoring.window < asked.token_ids.size
         assert (scoring.pool, scoring.neighbors) == (Pool.NONE, 0)
     if kind is SpecKvPc:
         assert policy.kv.lookahead_tokens == KV.lookahead_tokens
@@ -174,7 +176,7 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
     port = Port()
     with pytest.raises(InvalidRequest):
         await CrossVocabularyDraft(port, VocabularyBridge(bpe, words), TokenizingLimit()).score(
-            ids_of(bpe, "😀" * 40)[1:], PC, (), include_importance=False, deadline=NO_DEADLINE
+            DraftRequest(ids_of(bpe, "😀" * 40)[1:], PC), NO_DEADLINE
         )
     assert port.calls == []
 
@@ -183,8 +185,7 @@ async def test_texts_are_encoded_within_the_limit_of_tokenizing(bpe, words):
     port, limit, gate = Port(), TokenizingLimit(), threading.Event()
     draft = CrossVocabularyDraft(port, VocabularyBridge(bpe, words), limit)
     full = [asyncio.create_task(limit.run(gate.wait, SHORT_BYTES)) for _ in range(AT_ONCE_BYTES // SHORT_BYTES)]
-    options = {"include_importance": False, "deadline": NO_DEADLINE}
-    scoring = asyncio.create_task(draft.score(ids_of(bpe, TEXT), PC, (), **options))
+    scoring = asyncio.create_task(draft.score(DraftRequest(ids_of(bpe, TEXT), PC), NO_DEADLINE))
     done, _ = await asyncio.wait([scoring], timeout=0.1)
     assert not done and port.calls == []
     gate.set()
@@ -215,7 +216,7 @@ CASCADE = SpecKvPc(PC, replace(COUNTED, capacity=20))
 async def test_kv_is_counted_in_our_tokens(bpe, words, policy):
     port = Port()
     made = await score(port, (bpe, words), policy, protected=(Span(0, 2),), include_importance=True)
-    assert port.calls[0][1].kv.adaptive is None  # the draft's own tokens are not to be counted
+    assert port.calls[0][0].policy.kv.adaptive is None  # the draft's own tokens are not to be counted
     wanted = count_kv(made.importance, made.mass, made.prompt.mask, policy.counting_policy, (Span(0, 2),))
     assert (made.prompt.kv_capacity, made.prompt.kv_coverage) == (wanted.capacity, wanted.coverage)
     tokens = TokenizedPrompt(ids_of(bpe, TEXT), (Span(0, 2),))
