@@ -83,7 +83,7 @@ class Stack:
         self.queue.close()
 
     async def settle(self, condition):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.002)
 
@@ -407,7 +407,7 @@ async def test_a_drain_does_not_wait_for_ever(open_stack):
     stack = await open_stack(drain_s=0.1)
     running = asyncio.ensure_future(stack.stub.Score(request([FakeScorer.SLOW, 2, 3, 4, 5])))
     await stack.settle(lambda: stack.scorer.running == 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await stack.server.drain()
     await asyncio.to_thread(stack.queue.close)
     assert stack.scorer.running == 0

@@ -36,7 +36,7 @@ def queue():
 
 
 async def _until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)
 

@@ -24,7 +24,7 @@ async def test_late_messages_end_when_memory_is_short():
     await asyncio.sleep(0.3)
     assert not any(task.done() for task in late)
     held[0] = LIMIT + 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         errors = await asyncio.gather(*late, return_exceptions=True)
     for error in errors:
         assert isinstance(error, Overloaded) and error.retry_after_s > 0
