@@ -45,14 +45,15 @@ from presift.orchestrator.api.auth.jwt_tokens import KeySet, TokenRules, TokenVe
 from presift.orchestrator.api.auth.key_file import read_keys
 from presift.orchestrator.api.grpc.requests import explain_request_from_wire, request_from_wire
 from presift.orchestrator.api.http.body import parse_json_object
+from presift.orchestrator.api.http.messages.conversion import PARAMETERS as OF_MESSAGES
 from presift.orchestrator.api.http.messages.conversion import chat_from_messages
-from presift.orchestrator.api.http.messages.endpoint import _body as messages_body
 from presift.orchestrator.api.http.messages.rendering import _input as arguments_of_call
 from presift.orchestrator.api.http.messages.schema import MessagesBody
 from presift.orchestrator.api.http.reading import ReadBody
 from presift.orchestrator.api.http.requests import requests_from_body, without_effect
+from presift.orchestrator.api.http.responses.conversion import PARAMETERS as OF_RESPONSES
 from presift.orchestrator.api.http.responses.conversion import chat_from_responses
-from presift.orchestrator.api.http.responses.endpoint import _body as responses_body
+from presift.orchestrator.api.http.responses.schema import ResponsesBody
 from presift.orchestrator.api.http.schema import Body, ChatBody, CompletionBody, validate
 from presift.orchestrator.api.http.tokenizing import DetokenizeBody, _id_lists
 from presift.orchestrator.api.http.translation import Translated
@@ -144,11 +145,13 @@ def _translated(raw: bytes, translate: Callable[[ReadBody], Translated]) -> tupl
 
 
 def _from_responses(read: ReadBody) -> Translated:
-    return chat_from_responses(responses_body(read), read.given, read.ignored)
+    body = OF_RESPONSES.validated(ResponsesBody, read.given, read.ignored)
+    return chat_from_responses(body, read.given, read.ignored)
 
 
 def _from_messages(read: ReadBody) -> Translated:
-    return chat_from_messages(messages_body(read, MessagesBody), read.given, read.ignored, frozenset())
+    body = OF_MESSAGES.validated(MessagesBody, read.given, read.ignored)
+    return chat_from_messages(body, read.given, read.ignored, frozenset())
 
 
 CHAT = {
