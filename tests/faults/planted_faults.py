@@ -395,6 +395,15 @@ FAULTS: tuple[Planted, ...] = (
         (f"{CONTRACT}/tenants/test_isolation.py::test_kv_entries_and_readings_are_a_tenants_own",),
     ),
     Planted(
+        "draft_gets_no_salt",
+        "Tenant isolation: what a draft keeps of a prompt is kept under the tenant's salt",
+        "Score at the draft has no cache salt",
+        f"{ORCHESTRATOR}/planning/compressor.py",
+        "tokens.protected, tokens.salt,",
+        'tokens.protected, "",',
+        (f"{CONTRACT}/tenants/test_isolation.py::test_the_second_tenant_misses_and_the_second_key_of_the_first_hits",),
+    ),
+    Planted(
         "http_gets_no_tenant_salt",
         "Tenant isolation over HTTP: a tenant has one namespace for gRPC and HTTP",
         "requests over HTTP get a salt made without the deployment's",
@@ -1175,7 +1184,7 @@ FAULTS: tuple[Planted, ...] = (
         (f"{UNIT}/orchestrator/test_following.py::test_not_serving_without_a_target_and_serving_again_with_one",),
     ),
     Planted(
-        "wiring_api_keys",
+        "wiring_door",
         "Wiring: the process checks API keys if it has a file of keys",
         "the process does not check keys although it has a file of keys",
         f"{ORCHESTRATOR}/__main__.py",

@@ -27,8 +27,8 @@ MODEL = "echo"
 
 
 @dataclass(frozen=True)
-class HttpApi:
-    """A stack of one orchestrator with both apis, and what gRPC answered to each (number, route)."""
+class StreamedStack:
+    """A stack of one orchestrator with both APIs, and what gRPC answered to each (number, route)."""
 
     stack: Stack
     client: openai.AsyncOpenAI
@@ -57,7 +57,9 @@ def options(route: str) -> dict[str, Any]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def api(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[HttpApi]:
+async def streamed(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[StreamedStack]:
     flags = ("--no-calibrate", "--guard-share=0", "--http-listen=127.0.0.1:0")
     logs = tmp_path_factory.mktemp("openai")
     plan = Plan(tiny_model("tinyq"), logs, orchestrators=1, orchestrator_flags=flags, cache_timeout_s=1.0)
@@ -76,12 +78,12 @@ async def api(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPa
         }
         address = stack.members["orchestrator-0"].running.http_address
         async with openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
-            yield HttpApi(stack, client, expected)
+            yield StreamedStack(stack, client, expected)
 
 
-async def check(api: HttpApi, number: int, route: str) -> None:
-    chunks = [chunk async for chunk in await api.stream(number, route)]
-    expected, told = api.expected[number, route], chunks[-1].presift
+async def check(streamed: StreamedStack, number: int, route: str) -> None:
+    chunks = [chunk async for chunk in await streamed.stream(number, route)]
+    expected, told = streamed.expected[number, route], chunks[-1].presift
     decision = {name: told["decision"][name] for name in SAID}
     assert decision == {name: getattr(expected.decision, name) for name in SAID}
     assert told["decision"].get("coverage") == pytest.approx(expected.decision.coverage)
@@ -90,15 +92,15 @@ async def check(api: HttpApi, number: int, route: str) -> None:
     assert chunks[-1].usage.completion_tokens == NEW_TOKENS
 
 
-async def leave(api: HttpApi, number: int, route: str, after: int) -> None:
+async def leave(streamed: StreamedStack, number: int, route: str, after: int) -> None:
     """Goes after so many chunks; 0: before the first one."""
     if after == 0:
-        asking = asyncio.create_task(api.stream(number, route, 2_000))
+        asking = asyncio.create_task(streamed.stream(number, route, 2_000))
         await asyncio.sleep(0.02)
         asking.cancel()
         await asyncio.wait((asking,))
         return
-    stream = await api.stream(number, route, 2_000)  # it has not ended by then
+    stream = await streamed.stream(number, route, 2_000)  # it has not ended by then
     async for _ in stream:
         after -= 1
         if not after:
@@ -106,42 +108,42 @@ async def leave(api: HttpApi, number: int, route: str, after: int) -> None:
     await stream.close()
 
 
-async def is_idle(api: HttpApi) -> None:
+async def is_idle(streamed: StreamedStack) -> None:
     """No request is under way in the orchestrator or the target."""
-    async with AsyncClient(api.stack.addresses[0]) as client, asyncio.timeout(30):
+    async with AsyncClient(streamed.stack.addresses[0]) as client, asyncio.timeout(30):
         while any(replica.in_flight for replica in (await client.info()).replicas):
             await asyncio.sleep(0.05)
 
 
-async def round_of(api: HttpApi, dice: random.Random) -> None:
+async def round_of(streamed: StreamedStack, dice: random.Random) -> None:
     leaving = set(dice.sample(range(STREAMS), CUT))
     asked = [(dice.choice(NUMBERS), dice.choice(ROUTES)) for _ in range(STREAMS)]
     callers = [
-        leave(api, *each, after=dice.randint(0, 5)) if place in leaving else check(api, *each)
+        leave(streamed, *each, after=dice.randint(0, 5)) if place in leaving else check(streamed, *each)
         for place, each in enumerate(asked)
     ]
     await asyncio.gather(*callers)
-    await is_idle(api)
+    await is_idle(streamed)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_32_streams_of_which_every_tenth_is_cut(api: HttpApi) -> None:
+async def test_32_streams_of_which_every_tenth_is_cut(streamed: StreamedStack) -> None:
     dice = random.Random(6)
-    await round_of(api, dice)  # warm
+    await round_of(streamed, dice)  # warm
     await asyncio.sleep(2)
-    before = await weigh(api.stack)
+    before = await weigh(streamed.stack)
     for _ in range(ROUNDS):
-        await round_of(api, dice)
+        await round_of(streamed, dice)
     await asyncio.sleep(2)
-    after = await weigh(api.stack)
+    after = await weigh(streamed.stack)
     # Memory is weighed by the soak: here it is warm-up.
     found = [each for name in before for each in complaints(name, before[name], after[name]) if "memory" not in each]
     assert not found
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_target_checks_what_it_is_told(api: HttpApi) -> None:
+async def test_the_target_checks_what_it_is_told(streamed: StreamedStack) -> None:
     for change, param in (({"temperature": 3}, "temperature"), ({"top_p": 2}, "top_p"), ({"stop": [""]}, "stop")):
         with pytest.raises(openai.BadRequestError) as refused:
-            await api.client.completions.create(model=MODEL, prompt=[1, 2, 3], **change)  # type: ignore[call-overload]
+            await streamed.client.completions.create(model=MODEL, prompt=[1, 2, 3], **change)  # type: ignore[call-overload]
         assert refused.value.param == param

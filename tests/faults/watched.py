@@ -4,7 +4,7 @@ event loop stood still, how many objects its garbage collections leave out, and 
 `python -m watched MODULE FLAGS`, with FAULTS_TASKS_FILE in the environment: the file gets one line, "TASKS STALL
 OBJECTS CLOCK NUMBER", by signal NUMBER. STALL is the longest stall since the last signal, in seconds of processor time
 of the loop's thread: other processes on a busy machine do not prolong it. CLOCK is in seconds since 1970. A process
-cannot be asked from outside, and no service needs such an entrance in production.
+cannot be asked from outside, and no service needs this in production.
 
 SIGUSR2 replaces its stderr by a full pipe that nobody reads, and SIGUSR2 again ends that. With FAULTS_NAMES_FILE in the
 environment, host names are looked up in that file first.

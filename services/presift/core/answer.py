@@ -96,12 +96,12 @@ class Finished:
     """The end of an answer. Counts are tokens; `completion_tokens` are all that were generated, with a stop token, and
     `reasoning_tokens` those before the answer, 0 if unknown. `kv_tokens`: KV tokens of the prompt during decoding.
 
-    Where KV is dropped: `reused_entry` says whether the compressed entry was found. `score_ms` and `publish_ms` are the
+    With a KV plan: `reused_entry` says whether the compressed entry was found. `score_ms` and `publish_ms` are the
     milliseconds to select and to copy. `coverage` is the share of the scoring queries' attention on the kept pairs,
     0..1, of the last selection, `coverage_min` the lowest of all; None if nothing was scored. `kv_mask` are the kept
     pairs, if requested and selected for this answer. `renewals` and `renewals_skipped` count how often KV was selected
     anew, and was due to be but was not; `accepted_tokens` the lookahead tokens that began the answer. `kv_tokens_peak`
-    and `kv_tokens_mean` are the KV tokens of prompt and answer over the decode steps, 0 if none is dropped.
+    and `kv_tokens_mean` are the KV tokens of prompt and answer over the decode steps, 0 without a plan.
     """
 
     prompt_tokens: int

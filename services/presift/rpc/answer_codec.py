@@ -1,4 +1,4 @@
-"""Conversions of what asks for an answer (`Sampling`, `AnswerFormat`) and of an answer's pieces.
+"""Conversions of what asks for an answer (`Sampling`, `AnswerFormat`) and of an answer's pieces and end.
 
 The orchestrator's API and the target's have these messages in common.
 """

@@ -85,12 +85,14 @@ async def fleet(open_stack):
 
 
 async def answer(fleet, token_ids):
-    call = fleet.client.generate(TargetRequest(token_ids, Sampling(max_new_tokens=2)), Deadline.within(20.0))
+    call = fleet.client.generate(TargetRequest(token_ids, Sampling(max_new_tokens=2), ""), Deadline.within(20.0))
     return [event async for event in call.events()]
 
 
 async def score(fleet, token_ids):
-    return await fleet.scorer.score(DraftRequest(token_ids, SpecPc(capacity=2, window=1)), Deadline.within(20.0))
+    return await fleet.scorer.score(
+        DraftRequest(token_ids, SpecPc(capacity=2, window=1), (), ""), Deadline.within(20.0)
+    )
 
 
 def killed(fakes):
@@ -120,7 +122,7 @@ async def test_a_death_amid_the_answer_counts(fleet):
     for target in fleet.targets:
         target.faults.survives, target.pause_after = True, 1
     for _ in range(2):
-        call = fleet.client.generate(TargetRequest(DEADLY, Sampling(max_new_tokens=2)), Deadline.within(20.0))
+        call = fleet.client.generate(TargetRequest(DEADLY, Sampling(max_new_tokens=2), ""), Deadline.within(20.0))
         events = call.events()
         await anext(events)
         busy = next(target for target in fleet.targets if target.running)
@@ -138,7 +140,7 @@ async def test_equal_prompts_that_die_together_at_one_replica_count_once(fleet):
     replica = ReplicaRef(fleet.client._pool.usable()[0].name, "")
     together = [
         fleet.client.generate(
-            TargetRequest(DEADLY, Sampling(max_new_tokens=2)), Deadline.within(20.0), replica=replica
+            TargetRequest(DEADLY, Sampling(max_new_tokens=2), ""), Deadline.within(20.0), replica=replica
         ).events()
         for _ in range(3)
     ]

@@ -51,10 +51,10 @@ def noted(monkeypatch):
 @SIZES
 async def test_an_orchestrator_reads_and_sends(open_stack, noted, ids, in_loop):
     noted(servicer, "request_from_wire")
-    noted(target_codec, "generate_message")
+    noted(target_codec, "generate_to_wire")
     stack = await open_stack(target=model("target", context_tokens=2**20))
     assert (await stack.ask(ids, route=plan_pb2.ROUTE_FULL)).usage.prompt_tokens == len(ids)
-    assert noted.seen == {"request_from_wire": in_loop, "generate_message": in_loop}
+    assert noted.seen == {"request_from_wire": in_loop, "generate_to_wire": in_loop}
 
 
 @SIZES

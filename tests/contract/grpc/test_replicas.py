@@ -632,7 +632,7 @@ async def test_by_name(stack):
 
     target = TargetClient(f"dns:///localhost:{stack.ports['target']}", 2**20)
     assert (await target.info()).model.id == "target"
-    call = target.generate(TargetRequest(ids(*prompt(1)), Sampling(max_new_tokens=2)), Deadline.within(20.0))
+    call = target.generate(TargetRequest(ids(*prompt(1)), Sampling(max_new_tokens=2), ""), Deadline.within(20.0))
     events = [event async for event in call.read_ahead()]
     assert isinstance(events[-1], Usage)
     assert [event.token_ids for event in events[:-1]] == [(each,) for each in prompt(1)[::-1][:2]]

@@ -303,7 +303,7 @@ def clock():
 
 
 async def bounded(open_stack, open_http_api, clock, limit, **options):
-    """A api, and what its clients have not read: at most `limit` bytes."""
+    """An API, and what its clients have not read: at most `limit` bytes."""
     stack = await open_stack(answer_bytes=limit, **options)
     api, held = await open_http_api(stack), stack.pipeline.parts.answer_bytes
     held._clock = lambda: clock[0]

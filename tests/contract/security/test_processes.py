@@ -68,7 +68,7 @@ async def ended(process):
     return process.returncode, (out + log).decode()
 
 
-class Behind:
+class Services:
     """A fake draft and a fake target that only let the orchestrator in."""
 
     def __init__(self, authority):
@@ -101,19 +101,19 @@ class Behind:
 
 
 @pytest.fixture
-async def behind(authority):
-    behind = await Behind(authority).start()
-    yield behind
-    await behind.stop()
+async def services(authority):
+    services = await Services(authority).start()
+    yield services
+    await services.stop()
 
 
-async def test_tls_on_every_hop(start, authority, behind, tmp_path):
+async def test_tls_on_every_hop(start, authority, services, tmp_path):
     token_file = tmp_path / "token"
     token_file.write_text(f"{TOKEN}\n")
     ours, caller = authority.pair(HOST, NAME), authority.pair("application")
     process = await start(
         "orchestrator",
-        *(*behind.flags(), *ours.server_flags(), *authority.pair(NAME).peer_flags(), "--no-explain"),
+        *(*services.flags(), *ours.server_flags(), *authority.pair(NAME).peer_flags(), "--no-explain"),
         *(f"--service-token-file={token_file}", "--log-level=DEBUG"),
         PRESIFT_ORCHESTRATOR_TENANT_SALT=OTHER,
     )
@@ -121,7 +121,7 @@ async def test_tls_on_every_hop(start, authority, behind, tmp_path):
     tls = TlsOptions(caller.ca, caller.cert, caller.key)
     async with AsyncClient(address, tls=tls, api_key=OTHER) as client:
         answer = await client.generate(token_ids=list(range(40)), max_new_tokens=3)
-        assert answer.usage.completion_tokens == 3 and len(behind.target.calls) == 1
+        assert answer.usage.completion_tokens == 3 and len(services.target.calls) == 1
         with pytest.raises(PermissionDenied, match="--no-explain"):
             await client.explain(token_ids=list(range(40)))
         with Client(address, tls=tls) as blocking:
@@ -130,15 +130,15 @@ async def test_tls_on_every_hop(start, authority, behind, tmp_path):
         async with AsyncClient(address, tls=stranger) as client:
             with pytest.raises(Unavailable):
                 await client.info()
-    assert len(behind.target.calls) == 1
+    assert len(services.target.calls) == 1
     process.terminate()
     code, written = await ended(process)
     assert code == 0 and not any(secret in written for secret in (TOKEN, OTHER, "PRIVATE KEY"))
 
 
-async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, authority, behind):
+async def test_an_orchestrator_that_is_not_theirs_waits_and_says_why(start, authority, services):
     process = await start(
-        *("orchestrator", *behind.flags(), *authority.pair("other.stack").peer_flags()),
+        *("orchestrator", *services.flags(), *authority.pair("other.stack").peer_flags()),
         PRESIFT_ORCHESTRATOR_SERVICE_TOKEN=OTHER,
     )
     log = b""

@@ -63,11 +63,9 @@ class CrossVocabularyDraft:
         stages = _stages(request.policy, include_importance=request.include_importance)
         read = partial(self._bridge.translate, request.token_ids)
         prompt = await self._limit.run(read, _BYTES_PER_TOKEN * int(request.token_ids.size))
+        # No protected spans: the mask is selected here.
         asked = DraftRequest(
-            prompt.ids,
-            _draft_policy(stages, prompt),  # without protected spans: the mask is selected here
-            include_importance=stages.scoring is not None,
-            salt=request.salt,
+            prompt.ids, _draft_policy(stages, prompt), (), request.salt, include_importance=stages.scoring is not None
         )
         answer = await self._draft.score(asked, deadline)
         score = await asyncio.to_thread(self._translate_answer, answer, stages, prompt, request.protected)

@@ -1,7 +1,7 @@
 """The target service over gRPC, one replica or many: the `Target` port.
 
 A call that fails because its replica is unreachable or full is sent to another one, at most twice, while time is left
-and before its first token. After it, another replica continues the answer if the caller says how (`Remainder`).
+and before its first token. After it, another replica continues the answer if the caller says how (`RemainderOf`).
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ class TargetClient:
         limits, tried = _Limits(deadline, self._idle_s), self._attempts(request.token_ids)
         return TargetCall(self._pool, request, limits, replica, tried, remainder=remainder)
 
-    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
+    async def prefill(self, token_ids: NDArray[np.uint32], salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Never fails over: the answer will be asked for at this replica. A named replica counts as busy already (see
         `reserve`)."""
         request = await in_thread_if_large(
-            token_ids.nbytes, lambda: target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=cache_salt)
+            token_ids.nbytes, lambda: target_pb2.PrefillRequest(token_ids=token_ids.tolist(), cache_salt=salt)
         )
         named = self._pool.named(replica.name, replica.target)
         tried = self._attempts(token_ids)

@@ -18,16 +18,16 @@ async def request_to_wire(request: TargetRequest) -> target_pb2.TargetServiceGen
     """The message. A million tokens take 60 ms, in a thread."""
     mask = None if request.kv_plan is None else request.kv_plan.kv_mask
     size = request.token_ids.nbytes + (0 if mask is None else mask.kept.nbytes)
-    return await in_thread_if_large(size, lambda: generate_message(request))
+    return await in_thread_if_large(size, lambda: generate_to_wire(request))
 
 
-def generate_message(request: TargetRequest) -> target_pb2.TargetServiceGenerateRequest:
-    """The message, in this thread."""
+def generate_to_wire(request: TargetRequest) -> target_pb2.TargetServiceGenerateRequest:
+    """The same in this thread."""
     plan, wanted = request.kv_plan, request.answer_format
     return target_pb2.TargetServiceGenerateRequest(
         token_ids=request.token_ids.tolist(),
         sampling=answer_codec.sampling_to_wire(request.sampling),
-        cache_salt=request.cache_salt,
+        cache_salt=request.salt,
         kv_plan=None if plan is None else codec.kv_plan_to_wire(plan),
         format=None if wanted is None else answer_codec.format_to_wire(wanted),
     )

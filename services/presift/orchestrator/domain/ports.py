@@ -49,9 +49,9 @@ class DraftRequest:
 
     token_ids: NDArray[np.uint32]
     policy: Policy
-    protected: tuple[Span, ...] = ()
+    protected: tuple[Span, ...]
+    salt: str
     include_importance: bool = False
-    salt: str = ""
 
 
 class DraftScorer(Protocol):
@@ -123,7 +123,7 @@ class TargetRequest:
 
     token_ids: NDArray[np.uint32]
     sampling: Sampling
-    cache_salt: str = ""
+    salt: str
     kv_plan: KvPlan | None = None
     answer_format: AnswerFormat | None = None
 
@@ -181,6 +181,6 @@ class Target(Protocol):
         """
         ...
 
-    async def prefill(self, token_ids: NDArray[np.uint32], cache_salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
+    async def prefill(self, token_ids: NDArray[np.uint32], salt: str, replica: ReplicaRef = ANY_REPLICA) -> None:
         """Read a prompt into the radix cache; returns when it is there. Cancelling aborts it."""
         ...

@@ -126,7 +126,7 @@ class Calibration:
         policy = replace(template, capacity=capacity)
         started = time.perf_counter()
         deadline = Deadline.within(self._limit_s)
-        scored = await self._draft.score(DraftRequest(ids, policy), deadline)
+        scored = await self._draft.score(DraftRequest(ids, policy, (), ""), deadline)
         took_ms = (time.perf_counter() - started) * 1000 - scored.queue_ms
         return Timing("draft", location_of(draft), draft_work(policy, tokens), took_ms)
 

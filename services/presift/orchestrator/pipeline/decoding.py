@@ -24,7 +24,7 @@ from presift.telemetry.tracing import tracer
 
 @dataclass(frozen=True, slots=True)
 class DecodedAnswer:
-    """Answer `number` of a request, with a sampling and a detokenizer of its own."""
+    """Answer `number` of a request: `asked` is what its target is asked, `detokenizer` its own."""
 
     number: int
     plan: Plan

@@ -51,19 +51,19 @@ class Explainer:
         request = narrowed_to_target(request, parts.models.known_target())
         tenant, cost = request.tenant or "", request_cost(request)
         try:
-            async with deadline.timeout(), AsyncExitStack() as held:
-                quota = await held.enter_async_context(parts.quotas.held(request.tenant, request.limits))
+            async with deadline.timeout(), AsyncExitStack() as entered:
+                quota = await entered.enter_async_context(parts.quotas.held(request.tenant, request.limits))
                 # Before it waits: a tenant over its quota is refused at once.
                 await quota.reserve_estimate(cost.prompt_tokens, max_new_tokens=0, is_exact=cost.is_exact)
                 if detail.kv_mask:
-                    await held.enter_async_context(parts.reading_masks.slot(tenant, cost, NO_DEADLINE))
-                slot = await held.enter_async_context(parts.admission.slot(tenant, cost, deadline))
+                    await entered.enter_async_context(parts.reading_masks.slot(tenant, cost, NO_DEADLINE))
+                slot = await entered.enter_async_context(parts.admission.slot(tenant, cost, deadline))
                 with parts.guard.idle_gate.busy():
                     plan = await self._plan(request, quota, arrived)
                     kept_kv = await self._kept_kv.read(plan, deadline) if detail.kv_mask else None
                 slot.close()
                 cost = replace(cost, tokens=max(1, int(plan.tokens.ids.size)))
-                await held.enter_async_context(parts.explaining.slot(tenant, cost, NO_DEADLINE))
+                await entered.enter_async_context(parts.explaining.slot(tenant, cost, NO_DEADLINE))
                 return await self._explained(request, plan, detail, kept_kv, render)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed") from None

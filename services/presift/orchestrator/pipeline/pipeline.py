@@ -58,25 +58,25 @@ class Pipeline:
         """
         parts, deadline = self.parts, deadline.at_most(self._max_request_s)
         parts.calibration.stop()
-        async with AsyncExitStack() as held:
-            metrics = held.enter_context(request_metrics(request, deadline))
-            first_token_sent = held.enter_context(parts.guard.idle_gate.busy())
+        async with AsyncExitStack() as entered:
+            metrics = entered.enter_context(request_metrics(request, deadline))
+            first_token_sent = entered.enter_context(parts.guard.idle_gate.busy())
             request = narrowed_to_target(request, parts.models.known_target())
             cost = request_cost(request)
-            quota = await held.enter_async_context(parts.quotas.held(request.tenant, request.limits))
+            quota = await entered.enter_async_context(parts.quotas.held(request.tenant, request.limits))
             await self._reserve_estimate(request, cost, quota)
-            slot = await held.enter_async_context(parts.admission.slot(request.tenant or "", cost, deadline))
+            slot = await entered.enter_async_context(parts.admission.slot(request.tenant or "", cost, deadline))
             tokens, tokenize_ms = await parts.reader.read(request)
             request = self._cut_for_full(request, int(tokens.ids.size))
             await quota.reserve(tokens.ids.size, max_new_tokens=_new_tokens(request))
             reading = parts.reader.context(request, tokens, tokenize_ms, metrics.arrived)
-            context, reservation = held.enter_context(reading)
+            context, reservation = entered.enter_context(reading)
             plan = await parts.planner.plan(context, deadline)
             request = cut_to_context(request, plan.read_ids.size, context.target.context_tokens)
             metrics.record_plan(plan)
             yield plan.decision
             answers = self._answers(plan, request, deadline, metrics, _until_last_answer(slot, reservation))
-            async for event in await held.enter_async_context(aclosing(answers)):
+            async for event in await entered.enter_async_context(aclosing(answers)):
                 first_token_sent()
                 if isinstance(event, Delta):
                     quota.record_generated(len(event.token_ids))

@@ -121,7 +121,9 @@ class Compressor:
 
     async def _score(self, job: ScoringJob, *, include_importance: bool = False) -> Score:
         tokens = job.tokens
-        request = DraftRequest(tokens.ids, job.policy, tokens.protected, include_importance, tokens.salt)
+        request = DraftRequest(
+            tokens.ids, job.policy, tokens.protected, tokens.salt, include_importance=include_importance
+        )
         with stage("score"):
             scored = await self._draft.score(request, Deadline.within(self._draft_timeout_s))
         check_draft(scored.prompt.draft, job.draft)

@@ -44,6 +44,7 @@ DRAWN = [name for name in POLICIES if name != "spec_kv"]
 
 
 DEADLINE = Deadline.within(60.0)
+SALT = "the tenant's"
 
 
 class Port:
@@ -68,7 +69,8 @@ def ids_of(backend, text):
 
 async def score(port, backends, policy, *, text=TEXT, protected=(), include_importance=False):
     draft = CrossVocabularyDraft(port, VocabularyBridge(*backends), TokenizingLimit())
-    return await draft.score(DraftRequest(ids_of(backends[0], text), policy, protected, include_importance), DEADLINE)
+    request = DraftRequest(ids_of(backends[0], text), policy, protected, SALT, include_importance=include_importance)
+    return await draft.score(request, DEADLINE)
 
 
 @pytest.mark.parametrize("name", POLICIES | ADAPTING)
@@ -115,6 +117,7 @@ async def test_what_is_asked_of_the_draft(bpe, words, name, seen, kind):
     asked, deadline = port.calls[0]
     policy, include_importance = asked.policy, asked.include_importance
     assert asked.token_ids.tolist() == words.encode(TEXT).ids and asked.protected == () and deadline is DEADLINE
+    assert asked.salt == SALT
     assert isinstance(policy, kind)
     if kind is SpecKv:
         assert policy == KV and not include_importance
@@ -176,7 +179,7 @@ async def test_ids_of_no_text_never_reach_the_draft(bpe, words):
     port = Port()
     with pytest.raises(InvalidRequest):
         await CrossVocabularyDraft(port, VocabularyBridge(bpe, words), TokenizingLimit()).score(
-            DraftRequest(ids_of(bpe, "😀" * 40)[1:], PC), NO_DEADLINE
+            DraftRequest(ids_of(bpe, "😀" * 40)[1:], PC, (), ""), NO_DEADLINE
         )
     assert port.calls == []
 
@@ -185,7 +188,7 @@ async def test_texts_are_encoded_within_the_limit_of_tokenizing(bpe, words):
     port, limit, gate = Port(), TokenizingLimit(), threading.Event()
     draft = CrossVocabularyDraft(port, VocabularyBridge(bpe, words), limit)
     full = [asyncio.create_task(limit.run(gate.wait, SHORT_BYTES)) for _ in range(AT_ONCE_BYTES // SHORT_BYTES)]
-    scoring = asyncio.create_task(draft.score(DraftRequest(ids_of(bpe, TEXT), PC), NO_DEADLINE))
+    scoring = asyncio.create_task(draft.score(DraftRequest(ids_of(bpe, TEXT), PC, (), ""), NO_DEADLINE))
     done, _ = await asyncio.wait([scoring], timeout=0.1)
     assert not done and port.calls == []
     gate.set()

@@ -48,19 +48,20 @@ def test_the_rest_is_asked_behind_the_answer():
     rest = remainder_of(TargetRequest(PROMPT, sampling, "salt"), [20, 21])
     assert rest.token_ids.tolist() == [*PROMPT, 20, 21] and rest.token_ids.dtype == np.uint32
     assert rest.sampling == replace(SEEDED, max_new_tokens=3, min_new_tokens=1, stop=("x",))
-    assert (rest.kv_plan, rest.cache_salt) == (None, "salt")
+    assert (rest.kv_plan, rest.salt) == (None, "salt")
 
 
 def test_a_minimum_that_was_reached_is_unset():
-    assert remainder_of(TargetRequest(PROMPT, Sampling(5, min_new_tokens=2)), [20, 21]).sampling.min_new_tokens is None
+    rest = remainder_of(TargetRequest(PROMPT, Sampling(5, min_new_tokens=2), ""), [20, 21])
+    assert rest.sampling.min_new_tokens is None
 
 
 @pytest.mark.parametrize(("answer", "is_over"), [([1], False), ([1, 2], True), ([1, 2, 3], True)])
 def test_nothing_is_asked_when_nothing_is_left(answer, is_over):
-    assert (remainder_of(TargetRequest(PROMPT, Sampling(2)), answer) is None) is is_over
+    assert (remainder_of(TargetRequest(PROMPT, Sampling(2), ""), answer) is None) is is_over
 
 
 @pytest.mark.parametrize(("covered", "asked"), [(0, 8), (6, 6)])
 def test_the_plan_covers_what_it_covered(covered, asked):
-    rest = remainder_of(TargetRequest(PROMPT, GREEDY, kv_plan=replace(PLAN, prompt_tokens=covered)), [20])
+    rest = remainder_of(TargetRequest(PROMPT, GREEDY, "", replace(PLAN, prompt_tokens=covered)), [20])
     assert rest.kv_plan == replace(PLAN, prompt_tokens=asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from presift.rpc.large_input import in_thread_if_large
 
 
 @dataclass(frozen=True, slots=True)
-class Translation:
+class TranslatedCall:
     """The body of another API as a chat's, and what makes the renderer of its answer."""
 
     chat: Translated
@@ -51,20 +52,20 @@ class ChatAdapter:
         """Raises PresiftError."""
         return await read_call(call, self._models, self._options.max_body_bytes)
 
-    async def answer(self, call: Call, read: ReadBody, translate: Callable[[ReadBody], Translation]) -> None:
+    async def answer(self, call: Call, read: ReadBody, translate: Callable[[ReadBody], TranslatedCall]) -> None:
         """Answer a call; `translate` raises InvalidRequest with the caller's own names."""
 
-        def translated() -> tuple[ChatBody, Translation]:
-            translation = translate(read)
-            return chat_body(call, translation.chat, read.ignored), translation
+        def read_chat() -> tuple[ChatBody, TranslatedCall]:
+            translated = translate(read)
+            return chat_body(call, translated.chat, read.ignored), translated
 
-        chat, translation = await in_thread_if_large(read.size, translated)
+        chat, translated = await in_thread_if_large(read.size, read_chat)
         deadline = read.deadline(call.headers, chat.presift.timeout_s)
         answering = self._completions.answering
         async with answering.until(deadline, call.client):
             request = await in_thread_if_large(read.size, lambda: self.request(call, chat))
             self._add_without_effect(call, read, chat)
-            renderer = translation.renderer(self._view(chat, read.ignored))
+            renderer = translated.renderer(self._view(chat, read.ignored))
             call.reply.format = renderer.wire_format
             asked = asked_of(chat, (request,), renderer)
             await answering.answer(call.reply, asked, deadline)
@@ -132,9 +133,9 @@ class SingleAnswer(Renderer):
         self.segments = Segments()
 
     @property
+    @abstractmethod
     def wire_format(self) -> WireFormat:
         """How this answer's events and errors are written."""
-        raise NotImplementedError
 
     def add(self, prompt: int, event: Event) -> None:
         self.answers.add(prompt, event)
@@ -142,7 +143,8 @@ class SingleAnswer(Renderer):
             self._read(self.segments.push(event))
 
     def finish(self, *, needs_text: bool = False) -> None:
-        """End the segments, when all events were added. With `needs_text` an answer without any has an empty one."""
+        """End the segments, when all events were added. With `needs_text` an answer without one gets
+        an empty text."""
         self._read(self.segments.finish(needs_text=needs_text))
 
     def _read(self, changes: Iterable[Change]) -> None:

@@ -135,27 +135,31 @@ class Translated:
     names: TranslatedNames
 
 
-@dataclass(frozen=True, slots=True)
 class ApiParameters:
     """The parameters that an API has itself: those of its `schema`, which do not mean the same in a chat or are
     translated, those `without_effect`, and those of which only a `neutral` value is taken, one that asks for nothing.
     `why`: the reasons for which other values are refused."""
 
-    schema: type[Schema]
-    without_effect: frozenset[str]
-    neutral: Mapping[str, tuple[Any, ...]]
-    why: Mapping[str, str]
+    def __init__(
+        self,
+        schema: type[Schema],
+        without_effect: frozenset[str],
+        neutral: Mapping[str, tuple[Any, ...]],
+        why: Mapping[str, str],
+    ) -> None:
+        self._neutral, self._why = neutral, why
+        self._elsewhere = neutral.keys() | without_effect
+        self._own = schema.model_fields.keys() | self._elsewhere
 
     def shared(self, given: dict[str, Any]) -> dict[str, Any]:
         """The parameters that mean the same in a chat: those of other servers, which the API itself does not have."""
-        own = {*self.schema.model_fields, *self.neutral, *self.without_effect}
         known = (*ChatBody.model_fields, *NEUTRAL, *NOTED)
-        return {name: given[name] for name in known if name not in own and given.get(name) is not None}
+        return {name: given[name] for name in known if name not in self._own and given.get(name) is not None}
 
     def validated(self, schema: type[T], given: dict[str, Any], ignored: Ignored) -> T:
-        """Of the caller's parameters, those that are left for the schema of an endpoint. Raises InvalidRequest."""
-        check_neutral(given, self.neutral, self.why)
-        elsewhere = {*self.neutral, *self.without_effect, *self.shared(given)}
+        """Validate what is left of the caller's parameters for the schema of an endpoint. Raises InvalidRequest."""
+        check_neutral(given, self._neutral, self._why)
+        elsewhere = self._elsewhere | self.shared(given).keys()
         left = {name: value for name, value in given.items() if name not in elsewhere and value is not None}
         return validate(schema, left, ignored)
 

@@ -7,7 +7,7 @@ from presift.orchestrator.api.http.messages.conversion import PARAMETERS, chat_f
 from presift.orchestrator.api.http.messages.rendering import MessageRenderer
 from presift.orchestrator.api.http.messages.schema import CountBody, MessagesBody
 from presift.orchestrator.api.http.reading import ReadBody
-from presift.orchestrator.api.http.translated import ChatAdapter, Translation
+from presift.orchestrator.api.http.translated import ChatAdapter, TranslatedCall
 from presift.orchestrator.api.http.translation import Translated
 
 
@@ -18,11 +18,11 @@ class MessagesEndpoints:
         self._adapter = adapter
 
     async def create(self, call: Call) -> None:
-        def translate(read: ReadBody) -> Translation:
+        def translate(read: ReadBody) -> TranslatedCall:
             body = PARAMETERS.validated(MessagesBody, read.given, read.ignored)
             chat = chat_from_messages(body, read.given, read.ignored, self._adapter.template_variables)
             stop = body.stop_sequences or ()
-            return Translation(chat, lambda view: MessageRenderer(view, stop, self._adapter.tokenizer))
+            return TranslatedCall(chat, lambda view: MessageRenderer(view, stop, self._adapter.tokenizer))
 
         await self._adapter.answer(call, await self._adapter.read(call), translate)
 

@@ -7,7 +7,7 @@ from presift.orchestrator.api.http.reading import ReadBody
 from presift.orchestrator.api.http.responses.conversion import PARAMETERS, chat_from_responses
 from presift.orchestrator.api.http.responses.rendering import ResponseRenderer
 from presift.orchestrator.api.http.responses.schema import ResponsesBody
-from presift.orchestrator.api.http.translated import ChatAdapter, Translation
+from presift.orchestrator.api.http.translated import ChatAdapter, TranslatedCall
 
 
 class ResponsesEndpoint:
@@ -17,9 +17,9 @@ class ResponsesEndpoint:
         self._adapter = adapter
 
     async def create(self, call: Call) -> None:
-        def translate(read: ReadBody) -> Translation:
+        def translate(read: ReadBody) -> TranslatedCall:
             body = PARAMETERS.validated(ResponsesBody, read.given, read.ignored)
             chat = chat_from_responses(body, read.given, read.ignored)
-            return Translation(chat, lambda view: ResponseRenderer(view, body))
+            return TranslatedCall(chat, lambda view: ResponseRenderer(view, body))
 
         await self._adapter.answer(call, await self._adapter.read(call), translate)
